@@ -1,0 +1,64 @@
+"""Deep matrix factorization: completion and sensing by descent on the factors of W = W_N ... W_1.
+
+The map of the package (imports go only downwards in this list)::
+
+    backend      numpy and the compiled kernels behind one handle
+    operators    EntryMask, GaussianDense, RankOne, any scipy LinearOperator
+    chain        the factors: layout, products, gradients, starting points
+    problem      operator + data + normalisation -> value and gradient
+    rules        step rules: auto, gd, momentum, nesterov, group_rmsprop, adam
+    engine       the one loop: records, stop tests, status
+    descent      solve(...)
+    imputer, sensing   DMFImputer, DMFSensing: the scikit-learn estimators
+    cli          the ``fastdmf`` command
+
+Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
+"""
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "EntryMask": "operators",
+    "GaussianDense": "operators",
+    "Operator": "operators",
+    "RankOne": "operators",
+    "Solution": "engine",
+    "Status": "engine",
+    "solve": "descent",
+    "DMFImputer": "imputer",
+    "DMFSensing": "sensing",
+}
+
+_MODULES = ("engine", "losses", "operators", "rules")
+
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def _extend_path():
+    """Let a source tree that was never installed find ``kernels``, which lies beside this package."""
+    from os.path import abspath, dirname, isdir, isfile, join
+
+    here = dirname(abspath(__file__))
+    root = dirname(here)
+    in_tree = isfile(join(root, "kernels", "__init__.py")) and isfile(join(root, "pyproject.toml"))
+    if in_tree and not isdir(join(here, "kernels")):
+        __path__.append(root)
+
+
+_extend_path()
+
+
+def __getattr__(name):
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f"fastdmf.{name}")
+    if name in _HOME:
+        value = getattr(import_module(f"fastdmf.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastdmf' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,534 @@
+"""Descent on the factors: ``solve``."""
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+
+from fastdmf.backend import get_backend, thread_limits
+from fastdmf.chain import INITS, Layout, imbalance, initial_factors
+from fastdmf.engine import Solution, Stop, drive, singular_values, warn_unless_success
+from fastdmf.losses import as_loss
+from fastdmf.operators import Operator, as_operator
+from fastdmf.problem import NORMALISATIONS, Problem, squared_norm
+from fastdmf.rules import as_rule
+
+__all__ = ["solve"]
+
+_TRACKS = ("singular_values", "nuclear_norm", "effective_rank", "imbalance")
+_N_SINGULAR_VALUES = 10
+
+
+def solve(
+    operator,
+    y,
+    *,
+    weights=None,
+    depth=None,
+    width=None,
+    factors=None,
+    symmetric=False,
+    init="gaussian",
+    init_scale=1e-3,
+    rule="auto",
+    loss="mse",
+    elementwise_loss="squared",
+    l2=0.0,
+    max_iter=None,
+    tol=1e-6,
+    check_every=None,
+    track=(),
+    truth=None,
+    validation=None,
+    patience=25,
+    callback=None,
+    device="auto",
+    n_threads=None,
+    dtype=None,
+    random_state=None,
+):
+    """Minimise the loss of W = W_N ... W_1 on measurements by descent on the factors.
+
+    min over W_1, ..., W_N of  c sum_i w_i rho(A(W_N ... W_1)_i - y_i) + l2/2 sum_j ||W_j||_F^2, from a small start:
+    depth and the small start give the implicit low-rank bias of [1]_, in the symmetric form that of [2]_.
+
+    Parameters
+    ----------
+    operator : Operator
+        :class:`EntryMask`, :class:`GaussianDense`, :class:`RankOne`, or ``fastdmf.operators.as_operator(op, shape)``
+        for a scipy LinearOperator on vec(W).
+    y : array of shape (m,), or (B, m) for a batch
+        Measurements; taken in absolute units.
+    weights : array of shape (m,) or (B, m), optional
+        Non-negative; zero leaves a measurement out.
+    depth : int, default 3
+        Number of factors N >= 1; 2 for a symmetric chain.
+    width : int or tuple of int, optional
+        Inner width, or the N - 1 inner widths d_1, ..., d_{N-1}. Default full, min(n1, n2).
+    factors : list of array, optional
+        Start from [W_1, ..., W_N], W_j of shape (d_j, d_{j-1}), or [U] for a symmetric chain; a leading axis B makes a
+        batch. Replaces ``depth``, ``width``, ``init`` and ``init_scale``.
+    symmetric : bool
+        W = U U^T with one factor U of shape (n, width).
+    init : {"gaussian", "identity", "orthogonal", "balanced"}
+    init_scale : float
+        End-to-end scale alpha: E ||W||_F^2 = alpha^2 n1; per-factor standard deviation alpha^(1/N) / sqrt(d_{j-1}).
+    rule : str or Rule
+        ``"auto"`` (nothing to tune), ``"gd"``, ``"momentum"``, ``"nesterov"``, ``"group_rmsprop"``, ``"adam"``, or an
+        object of :mod:`fastdmf.rules` with settings.
+    loss : {"mse", "mse/2", "sse", "sse/2"}
+        Normalisation c = 1/sum w, 1/(2 sum w), 1, 1/2. Papers differ, and a learning rate means nothing without it.
+    elementwise_loss : str or tuple
+        ``"squared"``, ``"absolute"``, ``("huber", delta)`` or ``("truncated", delta)``.
+    l2 : float
+    max_iter : int, optional
+        Steps. Default 2000 for ``"auto"``, 100,000 for the others.
+    tol : float
+        Stop when sum w rho(r) / sum w rho(y) <= tol (for squared loss sum w r^2 / sum w y^2).
+    check_every : int, optional
+        Steps between records and stop tests. Default 1 for ``"auto"``, 10 for the others.
+    track : sequence of str
+        Of ``"singular_values"`` (the 10 largest), ``"nuclear_norm"``, ``"effective_rank"``, ``"imbalance"``: added to
+        every record, at the cost of a singular value decomposition there.
+    truth : array of shape (n1, n2), optional
+        Adds ``"error"``, ||W - truth||_F^2 / ||truth||_F^2, to the records.
+    validation : float or array of int, optional
+        Fraction of the measurements, or their indices, held out from the fit: their mean loss is recorded as
+        ``"validation"``, the factors with the lowest one are returned, and the run stops ``patience`` evaluations
+        after it.
+    patience : int
+    callback : callable, optional
+        Called with a :class:`fastdmf.engine.Progress` at every record; a true value stops the run.
+    device : {"auto", "cpu", "cuda"}
+    n_threads : int, optional
+        Threads of the kernels. The result does not depend on it, bit for bit.
+    dtype : {float32, float64}, optional
+        Precision of the factors. Default that of ``y`` and the operator, float64 if either has it.
+    random_state : int or sequence of int, optional
+        Seed; B seeds make a batch of B runs that share the operator. None draws a fresh one.
+
+    Returns
+    -------
+    Solution
+        Factors, status, history. For a batch every array has a leading axis and ``solution[b]`` is one run.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or the start cannot move; the message names the argument and the fix.
+    RuntimeError
+        If ``device`` is not there.
+
+    Warns
+    -----
+    SolveWarning
+        If the run ends neither converged nor early stopped nor by the callback.
+
+    Notes
+    -----
+    A run with one seed gives the same bits every time and for any number of threads. A start that is so small that its
+    updates are rounded away in float32 is refused.
+
+    References
+    ----------
+    .. [1] S. Arora, N. Cohen, W. Hu, Y. Luo, "Implicit Regularization in Deep Matrix Factorization", 2019,
+       arXiv:1905.13655.
+    .. [2] Y. Li, T. Ma, H. Zhang, "Algorithmic Regularization in Over-parameterized Matrix Sensing and Neural Networks
+       with Quadratic Activations", 2018, arXiv:1712.09203.
+
+    Examples
+    --------
+    >>> import numpy as np, fastdmf
+    >>> rng = np.random.default_rng(0)
+    >>> truth = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 30))
+    >>> rows, cols = np.nonzero(rng.random(truth.shape) < 0.4)
+    >>> mask = fastdmf.EntryMask(rows, cols, truth.shape)
+    >>> solution = fastdmf.solve(mask, truth[rows, cols], random_state=0)
+    >>> solution.status
+    <Status.CONVERGED>
+    >>> bool(np.linalg.norm(solution.matrix() - truth) < 0.01 * np.linalg.norm(truth))
+    True
+    """
+    backend = get_backend(device)
+    rule = as_rule(rule)
+    if not isinstance(operator, Operator):
+        operator = as_operator(operator)
+    y, weights, dtype = _check_data(operator, y, weights, dtype)
+    elementwise_loss = as_loss(elementwise_loss)
+    if loss not in NORMALISATIONS:
+        raise ValueError(f"loss must be one of {sorted(NORMALISATIONS)}, got {loss!r}")
+    _check_number("init_scale", init_scale, 0)
+    _check_number("tol", tol, 0)
+    _check_number("l2", l2, 0, closed=True)
+    max_iter = _check_count("max_iter", rule.max_iter if max_iter is None else max_iter, 0)
+    check_every = _check_count("check_every", rule.check_every if check_every is None else check_every)
+    patience = _check_count("patience", patience)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {type(callback).__name__}")
+    if init not in INITS:
+        raise ValueError(f"init must be one of {sorted(INITS)}, got {init!r}")
+    track = _check_track(track)
+    truth = _check_truth(truth, operator.shape)
+
+    seeds, several_seeds = _check_seeds(random_state)
+    given = None if factors is None else _check_factors(factors, operator.shape, symmetric)
+    layout = _layout(operator.shape, depth, width, symmetric, given)
+    sizes = {
+        "y": len(y) if y.ndim == 2 else None,
+        "weights": len(weights) if weights is not None and weights.ndim == 2 else None,
+        "factors": len(given[0]) if given is not None and given[0].ndim == 3 else None,
+        "random_state": len(seeds) if several_seeds else None,
+    }
+    batch, batched = _batch_size(sizes)
+    if len(seeds) == 1:
+        seeds = seeds * batch
+
+    y = y.reshape(-1, operator.size)
+    weights = None if weights is None else weights.reshape(-1, operator.size)
+    held_out = None
+    if validation is not None:
+        held_out, weights, w_out = _split(validation, operator.size, weights, seeds)
+
+    with thread_limits(n_threads):
+        bound = operator.bind(
+            backend, y, weights=weights, loss=elementwise_loss, dtype=dtype, width=layout.width, batch=batch
+        )
+        if (bound.weight_sums() <= 0).any():
+            raise ValueError("weights are zero for every measurement (after the held-out ones, if any)")
+        problem = Problem(bound, layout, batch, loss=loss, l2=float(l2))
+        monitor = None
+        if held_out is not None:
+            monitor = operator.restrict(held_out).bind(
+                backend,
+                y[:, held_out],
+                weights=w_out,
+                loss=elementwise_loss,
+                dtype=dtype,
+                width=layout.width,
+                batch=batch,
+            )
+        x = layout.allocate(batch, dtype, backend.xp)
+        for b in range(batch):
+            if given is None:
+                start = initial_factors(layout, init, float(init_scale), seeds[b])
+            else:
+                start = [w if w.ndim == 2 else w[b] for w in given]
+            layout.write(x, start, b)
+        process = _Descent(problem, rule, x, monitor, track, truth)
+        _check_start(process, rule, init_scale, given is not None)
+        stop = Stop(
+            max_iter=max_iter,
+            check_every=check_every,
+            tol=float(tol),
+            patience=patience if held_out is not None else None,
+            watch=rule.fixed_step,
+        )
+        statuses, n_iter, history = drive(process, batch, stop, callback)
+    warn_unless_success(statuses)
+
+    factors = [np.array(w) for w in layout.factors(process.result)]
+    if batched:
+        return Solution(factors, statuses, n_iter, process.n_eval, history, symmetric, backend.name)
+    history = {k: v if k == "iteration" else v[:, 0] for k, v in history.items()}
+    return Solution(
+        [w[0] for w in factors], statuses[0], int(n_iter[0]), process.n_eval, history, symmetric, backend.name
+    )
+
+
+@dataclass
+class _Descent:
+    """A rule at work on a problem, as the loop drives it (``engine.Process``)."""
+
+    problem: Problem
+    rule: object
+    x: np.ndarray
+    monitor: object
+    track: tuple
+    truth: object
+
+    def __post_init__(self):
+        self.n_eval = 1
+        self.result = np.zeros_like(self.x)
+        self.best = None
+        self.state = self.rule.init(self.problem, self.x)
+
+    def step(self):
+        self.rule.step(self.problem, self.state)
+        self.n_eval += 1
+
+    def failed(self):
+        return self.state.failed
+
+    def record(self):
+        problem, state = self.problem, self.state
+        values = {
+            "relative_loss": problem.relative(state.losses),
+            "null_objective": problem.scale * problem.null_losses,
+            "loss": problem.scale * state.losses,
+            "objective": state.objective,
+            "grad_norm": np.sqrt(squared_norm(state.grad)),
+            "step_size": state.step_size,
+        }
+        if self.monitor is not None:
+            p, qt = problem.halves(state.x)
+            values["validation"] = self.monitor.losses(p, qt) / self.monitor.weight_sums()
+        if self.truth is not None or self.track:
+            values.update(self._tracked())
+        return values
+
+    def _tracked(self):
+        """Return the quantities that need the product or its singular values."""
+        values = {}
+        factors = self.problem.layout.factors(self.state.x)
+        p, qt = self.problem.halves(self.state.x)
+        if self.truth is not None:
+            error = [
+                np.sum((left.astype(np.float64) @ right.T.astype(np.float64) - self.truth) ** 2)
+                for left, right in zip(p, qt)
+            ]
+            values["error"] = np.array(error) / np.sum(self.truth**2)
+        if "imbalance" in self.track:
+            values["imbalance"] = imbalance(factors)
+        if set(self.track) - {"imbalance"}:
+            s = singular_values(p, qt.swapaxes(1, 2))
+            total = s.sum(axis=1)
+            if "singular_values" in self.track:
+                values["singular_values"] = s[:, :_N_SINGULAR_VALUES]
+            if "nuclear_norm" in self.track:
+                values["nuclear_norm"] = total
+            if "effective_rank" in self.track:
+                share = s / np.where(total > 0, total, 1)[:, None]
+                logs = np.log(share, out=np.zeros_like(share), where=share > 0)
+                values["effective_rank"] = np.exp(-(share * logs).sum(axis=1))
+        return values
+
+    def keep_best(self, slices):
+        if self.best is None:
+            self.best = np.zeros_like(self.state.x)
+        if slices.all():
+            self.best[:] = self.state.x
+        else:
+            self.best[slices] = self.state.x[slices]
+
+    def finish(self, position, slice_, best):
+        self.result[slice_] = (self.best if best else self.state.x)[position]
+
+    def take(self, keep):
+        problem = self.problem
+        if len(keep) == len(self.state.x):
+            return
+        self.state = self.state.take(keep)
+        if self.best is not None:
+            self.best = self.best[keep]
+        if self.monitor is not None:
+            self.monitor = self.monitor.take(keep)
+        self.problem = Problem(problem.bound.take(keep), problem.layout, len(keep), loss=problem.loss, l2=problem.l2)
+
+    def factors(self):
+        return [np.array(w) for w in self.problem.layout.factors(self.state.x)]
+
+
+def _check_start(process, rule, init_scale, given):
+    """Refuse a start that cannot move: a critical point, or an update that rounding swallows."""
+    state = process.state
+    culprit = "factors" if given else f"init_scale={init_scale:g}"
+    waiting = process.problem.relative(state.losses) > 0
+    flat = waiting & (squared_norm(state.grad) == 0)
+    if flat.any():
+        raise ValueError(
+            f"the start cannot move: its gradient is exactly zero ({culprit}). Factors of zeros are a saddle point, "
+            f"and products of very small factors underflow in {state.x.dtype}: use a larger start or dtype='float64'"
+        )
+    if not rule.fixed_step:
+        return
+    for b in np.flatnonzero(waiting):
+        intended = state.x.dtype.type(state.step_size[b]) * state.grad[b]
+        realised = state.x[b] - (state.x[b] - intended)
+        size = float(np.vdot(intended, intended))
+        # Half of the update lost to rounding: the mode that should grow does not (papers' float32 stagnation).
+        if size == 0 or float(np.vdot(realised, intended)) < 0.5 * size:
+            raise ValueError(
+                f"the start cannot move: its updates are rounded away in {state.x.dtype} ({culprit}, step size "
+                f"{state.step_size[b]:g}). Use dtype='float64', a larger start, a larger learning rate or rule='auto'"
+            )
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _check_number(name, value, low, *, closed=False):
+    number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not (number and np.isfinite(value) and (value >= low if closed else value > low)):
+        raise ValueError(f"{name} must be a number {'>=' if closed else '>'} {low}, got {value!r}")
+
+
+def _check_count(name, value, low=1):
+    if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)) or value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+    return int(value)
+
+
+def _check_real(name, value, ndims):
+    """Return a finite real array; integers become float64."""
+    value = np.asarray(value)
+    if value.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
+    if value.ndim not in ndims:
+        raise ValueError(f"{name} must have {' or '.join(map(str, ndims))} dimensions, got shape {value.shape}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} contains NaN or infinite values: leave those measurements out")
+    return value if value.dtype in (np.float32, np.float64) else value.astype(np.float64)
+
+
+def _check_data(operator, y, weights, dtype):
+    y = _check_real("y", y, (1, 2))
+    if operator.size == 0:
+        raise ValueError("operator has no measurements")
+    if y.shape[-1] != operator.size:
+        raise ValueError(f"y has {y.shape[-1]} measurements along its last axis, the operator {operator.size}")
+    if weights is not None:
+        weights = _check_real("weights", weights, (1, 2))
+        if weights.shape[-1] != operator.size:
+            raise ValueError(f"weights has {weights.shape[-1]} along its last axis, the operator {operator.size}")
+        if (weights < 0).any():
+            raise ValueError("weights must not be negative")
+    if dtype is None:
+        dtype = y.dtype if operator.dtype is None else np.result_type(y.dtype, operator.dtype)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(y.astype(dtype)).all():
+            raise ValueError(f"y overflows in {dtype}: scale it, or use dtype='float64'")
+    return y, weights, dtype
+
+
+def _check_track(track):
+    track = (track,) if isinstance(track, str) else tuple(track)
+    unknown = [name for name in track if name not in _TRACKS]
+    if unknown:
+        raise ValueError(f"track knows {', '.join(_TRACKS)}; got {unknown}")
+    return track
+
+
+def _check_truth(truth, shape):
+    if truth is None:
+        return None
+    truth = _check_real("truth", truth, (2,)).astype(np.float64)
+    if truth.shape != shape:
+        raise ValueError(f"truth has shape {truth.shape}, the operator's matrix {shape}")
+    if not truth.any():
+        raise ValueError("truth is zero everywhere: a relative error needs a scale")
+    return truth
+
+
+def _check_seeds(random_state):
+    """Return (list of seeds, whether they make a batch)."""
+    if random_state is None:
+        return [int(np.random.SeedSequence().generate_state(1)[0])], False
+    seeds = [random_state] if np.ndim(random_state) == 0 else list(random_state)
+    if not seeds:
+        raise ValueError("random_state is empty: give a seed, or one seed for each run of a batch")
+    for seed in seeds:
+        if not isinstance(seed, Integral) or isinstance(seed, (bool, np.bool_)) or seed < 0:
+            raise ValueError(f"random_state must hold integers >= 0, got {seed!r}")
+    return [int(seed) for seed in seeds], np.ndim(random_state) > 0
+
+
+def _check_factors(factors, shape, symmetric):
+    """Return the user's start as arrays that fit together, end to end."""
+    try:
+        factors = list(factors)
+    except TypeError:
+        raise TypeError(f"factors must be a list of arrays, got {type(factors).__name__}") from None
+    if not factors:
+        raise ValueError("factors is empty: give [W_1, ..., W_N]")
+    factors = [_check_real(f"factors[{j}]", w, (2, 3)) for j, w in enumerate(factors)]
+    if symmetric:
+        if len(factors) != 1:
+            raise ValueError(f"a symmetric chain W = U U^T has one factor, got {len(factors)}")
+        if factors[0].shape[-2] != shape[0]:
+            raise ValueError(f"factors[0] has {factors[0].shape[-2]} rows, the matrix {shape[0]}")
+        return factors
+    for j in range(1, len(factors)):
+        if factors[j].shape[-1] != factors[j - 1].shape[-2]:
+            raise ValueError(
+                f"factors[{j}] of shape {factors[j].shape} does not fit on factors[{j - 1}] of shape "
+                f"{factors[j - 1].shape}: W_j must be d_j x d_(j-1)"
+            )
+    ends = factors[-1].shape[-2], factors[0].shape[-1]
+    if ends != shape:
+        raise ValueError(f"factors multiply to a {ends} matrix, the operator's is {shape}")
+    if len({w.shape[0] for w in factors if w.ndim == 3}) > 1:
+        raise ValueError("factors have batch axes of different lengths")
+    return factors
+
+
+def _layout(shape, depth, width, symmetric, given):
+    """Return the chain's layout from the arguments, or from the given factors."""
+    n1, n2 = shape
+    if symmetric:
+        if n1 != n2:
+            raise ValueError(f"symmetric=True needs a square matrix, got shape {shape}")
+        if depth not in (None, 2):
+            raise ValueError(f"symmetric=True means W = U U^T, depth 2; got depth={depth!r}")
+        if given is not None:
+            return Layout((n1, given[0].shape[-1], n1), symmetric=True)
+    elif given is not None:
+        return Layout((n2, *(w.shape[-2] for w in given)))
+    depth = (2 if symmetric else 3) if depth is None else _check_count("depth", depth)
+    if width is None:
+        width = min(n1, n2)
+    if isinstance(width, (tuple, list, np.ndarray)):
+        widths = [_check_count("width", w) for w in width]
+        if len(widths) != depth - 1:
+            raise ValueError(f"width must hold depth - 1 = {depth - 1} inner widths, got {len(widths)}")
+    else:
+        widths = [_check_count("width", width)] * (depth - 1)
+    return Layout((n2, *widths, n1), symmetric=bool(symmetric))
+
+
+def _batch_size(sizes):
+    """Return (B, whether there is a batch axis) from the lengths that the arguments bring."""
+    lengths = {name: n for name, n in sizes.items() if n is not None}
+    if not lengths:
+        return 1, False
+    if 0 in lengths.values():
+        raise ValueError(f"the batch is empty: {lengths}")
+    batch = max(lengths.values())
+    wrong = {name: n for name, n in lengths.items() if n not in (1, batch)}
+    if wrong:
+        raise ValueError(f"batch axes differ in length: {lengths}")
+    return batch, True
+
+
+def _split(validation, m, weights, seeds):
+    """Return (held-out indices, training weights, held-out weights); a fraction is drawn for each seed."""
+    if isinstance(validation, Real) and not isinstance(validation, (bool, Integral)):
+        if not 0 < validation < 1:
+            raise ValueError(f"validation must be a fraction in (0, 1) or indices, got {validation!r}")
+        count = round(validation * m)
+        if count < 1 or count >= m:
+            raise ValueError(f"validation={validation!r} of {m} measurements leaves one side empty")
+        draws = [np.random.default_rng([seed, 1]).choice(m, count, replace=False) for seed in seeds]
+    else:
+        index = np.asarray(validation)
+        if index.ndim != 1 or index.dtype.kind not in "iu" or index.size == 0:
+            raise ValueError("validation must be a fraction in (0, 1) or a 1-d array of indices")
+        if index.min() < 0 or index.max() >= m or len(np.unique(index)) != len(index):
+            raise ValueError(f"validation indices must be distinct and in [0, {m})")
+        draws = [index]
+    if all(np.array_equal(d, draws[0]) for d in draws):
+        draws = draws[:1]
+    held_out = np.unique(np.concatenate(draws))
+    rows = max(len(draws), 1 if weights is None else len(weights))
+    inside = np.ones((rows, m), bool)
+    for b in range(rows):
+        inside[b, draws[b if len(draws) > 1 else 0]] = False
+    base = np.ones((1, m), np.float32) if weights is None else weights
+    outside = ~inside[:, held_out]
+    w_out = None if weights is None and outside.all() else base[:, held_out] * outside
+    return held_out, base * inside, w_out

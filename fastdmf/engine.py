@@ -1,0 +1,407 @@
+"""The one loop of the library: step, record, stop tests, callback, Ctrl-C; and what a solver returns.
+
+The loop drives any :class:`Process` and knows nothing of the solvers. A record at iteration t holds values *before*
+update t; one more record follows the last update, so T steps with ``check_every=1`` give T + 1 records.
+"""
+
+import signal
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["History", "Process", "Progress", "Solution", "SolveWarning", "Status", "drive"]
+
+
+class SolveWarning(RuntimeWarning):
+    """A run that ended without doing what was asked; the text is the status' sentence."""
+
+
+class Status(Enum):
+    """How a run ended. ``sentence`` explains it, ``success`` says whether that is what one hopes for."""
+
+    CONVERGED = "the relative training loss reached tol"
+    EARLY_STOPPED = "the held-out loss stopped falling; the factors with the lowest one were kept"
+    STOPPED = "the callback asked to stop"
+    MAX_ITER = "max_iter was reached before tol: raise max_iter, or tol, or hold out data with validation="
+    STALLED = (
+        "no step lowers the objective any more at this precision: the best point reached is returned; "
+        "a larger tol, or float64 data, would end earlier or go further"
+    )
+    DIVERGED = (
+        "the objective grew without bound, so the step is unstable: lower the learning rate, or use rule='auto'; "
+        "the last finite record's factors are returned"
+    )
+    INTERRUPTED = "interrupted from the keyboard; the factors of that moment are returned"
+
+    @property
+    def sentence(self):
+        """One sentence for people."""
+        return self.value
+
+    @property
+    def success(self):
+        """True for the ends that need no warning."""
+        return self in (Status.CONVERGED, Status.EARLY_STOPPED, Status.STOPPED)
+
+    def __repr__(self):
+        return f"<Status.{self.name}>"
+
+
+@dataclass
+class Progress:
+    """What a callback sees at a record.
+
+    Attributes
+    ----------
+    iteration, n_eval : int
+        Steps and evaluations done.
+    values : dict of str to ndarray
+        The record: ``loss``, ``objective``, ``grad_norm``, ``step_size`` and what else is tracked; scalars for a
+        single run, arrays over the slices still running for a batch.
+    elapsed : float
+        Seconds since the start.
+    max_iter : int
+    factors : callable
+        Returns copies of the current factors.
+    """
+
+    iteration: int
+    n_eval: int
+    values: dict
+    elapsed: float
+    max_iter: int
+    factors: object = field(repr=False)
+
+
+class Process(Protocol):
+    """What the loop needs of a solver. All arrays run over the slices that are still active."""
+
+    n_eval: int
+
+    def step(self):
+        """Do one update of every active slice."""
+
+    def record(self):
+        """Return a dict of name -> (active, ...) array; ``objective`` and ``relative_loss`` are needed."""
+
+    def failed(self):
+        """Return a bool array: slices that can make no progress any more."""
+
+    def keep_best(self, slices):
+        """Remember the current factors of ``slices`` (bool array) as the ones to return."""
+
+    def finish(self, position, slice_, best):
+        """Store the result of active slice ``position`` as slice ``slice_``; ``best`` takes the remembered ones."""
+
+    def take(self, keep):
+        """Go on with the active slices ``keep`` (index array) alone."""
+
+    def factors(self):
+        """Return copies of the current factors."""
+
+
+class History:
+    """Records of all slices; one that has ended leaves NaN."""
+
+    def __init__(self, batch):
+        self.batch, self.rows, self.iterations = batch, [], []
+
+    def add(self, iteration, active, values):
+        """Append one record of the slices ``active``."""
+        self.iterations.append(iteration)
+        full = {}
+        for name, value in values.items():
+            value = np.asarray(value, np.float64)
+            full[name] = np.full((self.batch, *value.shape[1:]), np.nan)
+            full[name][active] = value
+        self.rows.append(full)
+
+    def arrays(self):
+        """Return name -> array of shape (records, B, ...)."""
+        out = {"iteration": np.array(self.iterations)}
+        for name in self.rows[0]:
+            out[name] = np.stack([row[name] for row in self.rows])
+        return out
+
+
+class _Interrupt:
+    """Turn Ctrl-C into a flag while the loop runs, so that it ends between two steps; a second one raises."""
+
+    def __init__(self):
+        self.seen = False
+
+    def __enter__(self):
+        self._previous = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+            # A handler that somebody else installed (a notebook's, say) is left alone.
+            if self._previous is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._note)
+            else:
+                self._previous = None
+        return self
+
+    def _note(self, signum, frame):
+        if self.seen:
+            raise KeyboardInterrupt
+        self.seen = True
+
+    def __exit__(self, *exception):
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The stop tests' settings.
+
+    Attributes
+    ----------
+    max_iter : int
+    check_every : int
+        Steps between records; the tests run at records.
+    tol : float
+        On the record's ``relative_loss``.
+    patience : int or None
+        Evaluations without a lower ``validation`` loss; None without held-out data.
+    watch : bool
+        Keep the last finite record's factors and stop when the objective grows beyond ``GROWTH`` times the start.
+    """
+
+    max_iter: int
+    check_every: int
+    tol: float
+    patience: int | None = None
+    watch: bool = False
+
+
+# Objective over that of the start (or of W = 0, whichever is larger) from which a fixed step counts as unstable.
+GROWTH = 1e3
+
+
+def drive(process, batch, stop, callback=None):
+    """Run ``process`` until every slice has ended.
+
+    Parameters
+    ----------
+    process : Process
+    batch : int
+        Number of slices.
+    stop : Stop
+    callback : callable, optional
+        Called with a :class:`Progress` at every record; a true value stops all slices.
+
+    Returns
+    -------
+    statuses : list of Status
+    n_iter : ndarray of int, shape (B,)
+        Steps that lead to the result of each slice's last record.
+    history : dict of ndarray
+        Shapes (records, B, ...).
+    """
+    started = time.perf_counter()
+    active = np.arange(batch)
+    statuses: list = [None] * batch
+    n_iter = np.zeros(batch, np.int64)
+    best = np.full(batch, np.inf)
+    best_at = np.zeros(batch, np.int64)
+    ceiling = np.zeros(batch)
+    has_best = np.zeros(batch, bool)
+    history = History(batch)
+
+    with _Interrupt() as interrupt, np.errstate(over="ignore", invalid="ignore"):
+        iteration = 0
+        while True:
+            values = process.record()
+            history.add(iteration, active, {k: v for k, v in values.items() if k != "relative_loss"})
+            objective, relative = values["objective"], values["relative_loss"]
+            if iteration == 0:
+                ceiling = GROWTH * np.maximum(objective, values["null_objective"])
+            finite = np.isfinite(objective) & np.isfinite(relative)
+            diverged = ~finite | (stop.watch & (objective > ceiling[active]))
+
+            if stop.patience is not None:
+                held_out = values["validation"]
+                better = held_out < best[active]
+                best[active[better]] = held_out[better]
+                best_at[active[better]] = process.n_eval
+                process.keep_best(better)
+                has_best[active[better]] = True
+            elif stop.watch:
+                process.keep_best(~diverged)
+                has_best[active] = True
+
+            answer = None
+            if callback is not None:
+                try:
+                    answer = callback(_progress(process, iteration, values, batch, started, stop))
+                except KeyboardInterrupt:
+                    interrupt.seen = True
+
+            ends: dict = {}
+            failed = process.failed()
+            for position in range(len(active)):
+                slice_ = active[position]
+                status = None
+                if diverged[position]:
+                    status = Status.DIVERGED
+                elif relative[position] <= stop.tol:
+                    status = Status.CONVERGED
+                elif stop.patience is not None and process.n_eval - best_at[slice_] >= stop.patience:
+                    status = Status.EARLY_STOPPED
+                elif failed[position]:
+                    status = Status.STALLED
+                elif answer:
+                    status = Status.STOPPED
+                elif interrupt.seen:
+                    status = Status.INTERRUPTED
+                elif iteration >= stop.max_iter:
+                    status = Status.MAX_ITER
+                if status is not None:
+                    ends[position] = status
+
+            for position, status in ends.items():
+                slice_ = active[position]
+                statuses[slice_], n_iter[slice_] = status, iteration
+                wants_best = stop.patience is not None or status is Status.DIVERGED
+                process.finish(position, slice_, bool(wants_best and has_best[slice_]))
+            if ends:
+                keep = np.array([i for i in range(len(active)) if i not in ends], np.int64)
+                active = active[keep]
+                if len(active) == 0:
+                    break
+                process.take(keep)
+
+            for _ in range(min(stop.check_every, stop.max_iter - iteration)):
+                process.step()
+                iteration += 1
+                if interrupt.seen:
+                    break
+    return statuses, n_iter, history.arrays()
+
+
+def _progress(process, iteration, values, batch, started, stop):
+    if batch == 1:
+        values = {k: v[0] for k, v in values.items()}
+    return Progress(iteration, process.n_eval, values, time.perf_counter() - started, stop.max_iter, process.factors)
+
+
+def warn_unless_success(statuses, stacklevel=3):
+    """Warn with the sentence of every kind of unsuccessful status once, and the number of slices."""
+    failures = {}
+    for status in statuses:
+        if not status.success:
+            failures[status] = failures.get(status, 0) + 1
+    for status, count in failures.items():
+        where = f" ({count} of {len(statuses)} runs)" if len(statuses) > 1 else ""
+        warnings.warn(f"{status.name}{where}: {status.sentence}", SolveWarning, stacklevel=stacklevel)
+
+
+@dataclass
+class Solution:
+    """What a solver returns.
+
+    Attributes
+    ----------
+    factors : list of ndarray
+        [W_1, ..., W_N], W_j of shape (d_j, d_{j-1}); for a symmetric chain [U]. Batch: (B, d_j, d_{j-1}).
+    status : Status or list of Status
+    n_iter, n_eval : int
+        Steps, and evaluations of loss and gradient. ``n_iter`` is an array for a batch.
+    history : dict of ndarray
+        One row a record; ``iteration``, ``loss``, ``objective``, ``grad_norm``, ``step_size`` and what was tracked.
+        A batch has a second axis, NaN after a slice has ended.
+    symmetric : bool
+        W = U U^T.
+    device : str
+    """
+
+    factors: list
+    status: object
+    n_iter: object
+    n_eval: int
+    history: dict
+    symmetric: bool = False
+    device: str = "cpu"
+
+    @property
+    def batched(self):
+        """Whether the arrays have a leading batch axis."""
+        return isinstance(self.status, list)
+
+    def __len__(self):
+        if not self.batched:
+            raise TypeError("a single run has no length")
+        return len(self.status)
+
+    def __getitem__(self, b):
+        """Return slice ``b`` of a batch as a single solution."""
+        if not self.batched:
+            raise TypeError("a single run cannot be indexed")
+        status = self.status[b]  # raises IndexError, which also ends an iteration
+        rows = ~np.isnan(self.history["loss"][:, b])
+        history = {k: v[rows] if k == "iteration" else v[rows, b] for k, v in self.history.items()}
+        return Solution(
+            [w[b] for w in self.factors],
+            status,
+            int(self.n_iter[b]),
+            self.n_eval,
+            history,
+            self.symmetric,
+            self.device,
+        )
+
+    def halves(self):
+        """Return (L, R) with W = L R: thin where the chain is; for depth 1 (W, identity)."""
+        if self.symmetric:
+            u = self.factors[0]
+            return u, u.swapaxes(-1, -2)
+        if len(self.factors) == 1:
+            w = self.factors[0]
+            return w, np.eye(w.shape[-1], dtype=w.dtype)
+        widths = [w.shape[-2] for w in self.factors[:-1]]
+        k = int(np.argmin(widths)) + 1
+        return _product(self.factors[k:]), _product(self.factors[:k])
+
+    def matrix(self):
+        """Return W, shape (n1, n2) or (B, n1, n2): the full matrix."""
+        if not self.symmetric and len(self.factors) == 1:
+            return self.factors[0].copy()
+        left, right = self.halves()
+        return left @ right
+
+    def singular_values(self):
+        """Return the singular values of W, descending, float64, without forming W where it is thin."""
+        return singular_values(*self.halves())
+
+    @property
+    def rank(self):
+        """Numerical rank: the number of singular values above 1e-3 of the largest (a list for a batch)."""
+        s = np.atleast_2d(self.singular_values())
+        counts = [int((row > 1e-3 * row[0]).sum()) if row[0] > 0 else 0 for row in s]
+        return counts if self.batched else counts[0]
+
+
+def _product(factors):
+    """Return W_j ... W_i for ``factors`` = [W_i, ..., W_j]."""
+    out = factors[0]
+    for w in factors[1:]:
+        out = w @ out
+    return out
+
+
+def singular_values(left, right):
+    """Return the singular values of ``left @ right`` in float64, through QR of the thin sides when they are thin."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    n1, h = left.shape[-2:]
+    n2 = right.shape[-1]
+    if 2 * h >= min(n1, n2):
+        return np.linalg.svd(left @ right, compute_uv=False)
+    r1 = np.linalg.qr(left, mode="r")
+    r2 = np.linalg.qr(right.swapaxes(-1, -2), mode="r")
+    return np.linalg.svd(r1 @ r2.swapaxes(-1, -2), compute_uv=False)

@@ -1,0 +1,157 @@
+"""Operator + data + chain -> value and gradient in one of the literature's normalisations."""
+
+import numpy as np
+
+from fastdmf.chain import Sweep
+
+__all__ = ["NORMALISATIONS", "Problem"]
+
+# Factor of sum w rho(r) in the loss, from sum w: a learning rate means nothing without it.
+NORMALISATIONS = {
+    "mse": lambda weight: 1 / weight,
+    "mse/2": lambda weight: 0.5 / weight,
+    "sse": lambda weight: np.ones_like(weight),
+    "sse/2": lambda weight: np.full_like(weight, 0.5),
+}
+
+
+class Problem:
+    """min over the factors of  c sum_i w_i rho(A(W_N ... W_1)_i - y_i) + l2/2 sum_j ||W_j||_F^2.
+
+    Parameters
+    ----------
+    bound : fastdmf.operators.Bound
+    layout : fastdmf.chain.Layout
+    batch : int
+        Number B of slices.
+    loss : {"mse", "mse/2", "sse", "sse/2"}
+        c = 1/sum w, 1/(2 sum w), 1 or 1/2.
+    l2 : float
+
+    Notes
+    -----
+    Works on flat (B, D) buffers. Scratch is kept between calls, so that an evaluation allocates nothing of the size of
+    the factors; :meth:`leading_singular` refers to the point evaluated last.
+    """
+
+    def __init__(self, bound, layout, batch, *, loss="mse", l2=0.0):
+        self.bound, self.layout, self.batch, self.loss, self.l2 = bound, layout, batch, loss, l2
+        self.xp = bound.backend.xp
+        self.weight_sums = np.broadcast_to(bound.weight_sums(), (batch,))
+        self.scale = np.broadcast_to(NORMALISATIONS[loss](bound.weight_sums()), (batch,))
+        self.null_losses = np.broadcast_to(bound.null_losses(), (batch,))
+        self._sweep = Sweep(layout, batch, bound.dtype, self.xp)
+        self._fused = bound.fuse_chain(layout)
+        self._point = None
+
+    def evaluate(self, x, grad, probe=None):
+        """Return (losses, objective), both (B,) float64, and write the gradient of the objective.
+
+        Parameters
+        ----------
+        x, grad : ndarray of shape (B, D)
+            Point, and gradient (overwritten).
+        probe : tuple of ndarray (u, v), optional
+            Vectors (B, n1), (B, n2), replaced by G v and G^T u, where G is the gradient of the data term in the
+            convention sum w r^2 / 2 (without c).
+
+        Returns
+        -------
+        losses : ndarray of shape (B,)
+            sum w rho(r), without c.
+        objective : ndarray of shape (B,)
+            c times that plus the l2 term.
+        """
+        factor = (2 * self.scale).astype(x.dtype)[:, None, None]
+        if self.layout.depth == 1:
+            w, g = self.layout.stored(x)[0], self.layout.stored(grad)[0]
+            losses = self.bound.loss_and_adjoint(w, g)
+            if probe is not None:
+                u, v = probe
+                u[:], v[:] = _matvec(g, v), _matvec(g.swapaxes(1, 2), u)
+            g *= factor
+            self._point = (w, None)
+        elif self._fused is not None:
+            losses, *self._point = self._fused(x, grad, probe)
+            grad *= factor[:, :, 0]
+        else:
+            p, qt = self._sweep.products(x)
+            gp, gqt = self._sweep.outputs(grad)
+            losses = self.bound.loss_and_pull(p, qt, gp, gqt, probe)
+            gp *= factor
+            gqt *= factor
+            self._sweep.gradients(grad)
+            self._point = (p, qt)
+        objective = self.scale * losses
+        if self.l2:
+            objective = objective + 0.5 * self.l2 * squared_norm(x)
+            grad += x.dtype.type(self.l2) * x
+        return losses, objective
+
+    def halves(self, x):
+        """Return copies-free (P, Q^T) of the point ``x``; at depth 1 (W, identity)."""
+        if self.layout.depth == 1:
+            w = self.layout.stored(x)[0]
+            return w, np.broadcast_to(np.eye(w.shape[2], dtype=w.dtype), (len(w), w.shape[2], w.shape[2]))
+        return self._sweep.products(x)
+
+    def relative(self, losses):
+        """Return sum w rho(r) / sum w rho(y), the loss relative to that of W = 0 (0/0 is 0)."""
+        null = self.null_losses
+        return np.divide(losses, null, out=np.zeros(len(losses)), where=null > 0)
+
+    def leading_singular(self, v, steps):
+        """Improve ``v`` (B, n2), in place, by power steps on W^T W at the point evaluated last.
+
+        Returns
+        -------
+        s1 : ndarray of shape (B,), float64
+            Estimate of ||W||_2 from below; four thin products a step, W is never formed.
+        """
+        p, qt = self._point
+
+        def forward(v):
+            return _matvec(p, v) if qt is None else _matvec(p, _matvec(qt.swapaxes(1, 2), v))
+
+        def backward(u):
+            pu = _matvec(p.swapaxes(1, 2), u)
+            return pu if qt is None else _matvec(qt, pu)
+
+        for _ in range(steps):
+            unit(backward(forward(v)), out=v)
+        return np.sqrt(squared_norm(forward(v)))
+
+    def leading_gradient(self, u, v, steps):
+        """Improve (u, v) towards the leading singular pair of G at the point evaluated last, in place."""
+        p, qt = self._point
+        if qt is None:
+            qt = np.broadcast_to(np.eye(p.shape[2], dtype=p.dtype), (len(p), p.shape[2], p.shape[2]))
+        r = self.bound.psi(self.bound.forward(p, qt))
+        for _ in range(steps):
+            gv, gu = self.bound.pull(r, np.ascontiguousarray(u[:, :, None]), np.ascontiguousarray(v[:, :, None]))
+            unit(gv[:, :, 0], out=u)
+            unit(gu[:, :, 0], out=v)
+        return np.sqrt(squared_norm(gv[:, :, 0]))
+
+
+def _matvec(a, v):
+    """Batched matrix-vector product."""
+    return np.matmul(a, v[:, :, None])[:, :, 0]
+
+
+def dot(a, b):
+    """Return the inner product of every slice, (B,), float64."""
+    return np.array([np.vdot(x, y) for x, y in zip(a, b)], np.float64)
+
+
+def squared_norm(a):
+    """Return the squared norm of every slice, (B,), float64."""
+    return dot(a, a)
+
+
+def unit(a, out):
+    """Write ``a`` with every slice scaled to norm one; a zero slice leaves ``out`` as it is."""
+    norm = np.sqrt(squared_norm(a))
+    for b, size in enumerate(norm):
+        if size > 0:
+            out[b] = a[b] / a.dtype.type(size)

@@ -1,0 +1,1 @@
+"""Compiled kernels, installed as ``fastdmf.kernels``: ``cpu`` holds the numba ones."""

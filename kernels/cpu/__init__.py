@@ -1,0 +1,4 @@
+"""Kernels for the CPU in numba, one family a file."""
+
+from fastdmf.kernels.cpu.entry import *  # noqa: F403
+from fastdmf.kernels.cpu.gaussian import *  # noqa: F403

@@ -1,0 +1,1211 @@
+"""Entry masks: predictions, losses and both products of the residual at the observed entries of P Q.
+
+With predictions (P Q)_ij = p_i . q_j at the observed (i, j) and g_ij = w_ij psi(p_i . q_j - y_ij), one evaluation is
+
+    loss = sum_ij w_ij rho(p_i . q_j - y_ij),      (G Q^T)_i = sum_j g_ij q_j,      (G^T P)_j = sum_i g_ij p_i.
+
+Layout. ``p`` (B, n1, h), ``qt`` (B, n2, h) and the gradients ``gp``, ``gqt`` are C-contiguous; B runs share one mask.
+h is a multiple of ``row_multiple(dtype)``: a row is whole cache lines on every machine, whatever its registers, so
+factors move between machines as they are; columns of padding that are zero stay exactly zero. Entries are sorted by
+row, then column (``entry_sort``); ``indices``, ``y``, ``w`` and residuals carry ``PAD`` zeros behind the last entry,
+so that a group of four and the prefetch ahead of it may read past the end. ``y`` and ``w`` are (1 or B, nnz + PAD).
+``indptr`` is int64, indices int32 unless a dimension needs int64; every offset inside is 64 bits wide.
+
+Structure. A group of four entries of a row is worked on at once: four dots whose lanes are summed by one shuffle
+tree, one four-lane residual, one four-lane float64 loss sum; while the gathered rows are in L1 they are used again
+for G Q^T (kept in registers until the row ends) and, in the one-pass route, the row of P goes to their places in
+G^T P. Rows of up to four registers stay there, one compiled version a width; all wider rows share one version that
+runs over cache lines. Sums are over fixed ranges and in order: the bits do not depend on the number of threads.
+
+An entry costs 2 h flops for its prediction and 2 h for each product, h numbers of q read, and in the one-pass route
+h numbers of G^T P read and written, in the two-pass route h of p read and the dot computed again.
+"""
+
+import numpy as np
+from fastdmf.kernels.cpu.vectors import (
+    SQUARED,
+    VECTOR_BYTES,
+    add,
+    dot,
+    first,
+    fma,
+    fold,
+    load,
+    load4,
+    load_first,
+    load_four,
+    load_index,
+    load_row,
+    loss_numbers,
+    mul,
+    prefetch,
+    prefetch_row,
+    rho_psi,
+    row_width,
+    splat4_loss,
+    splat_lane,
+    splat_loss,
+    store,
+    store_first,
+    sub,
+    sum1,
+    sum4,
+    widen,
+    zero_row,
+    zero_sum,
+)
+from numba import njit, prange, types
+from numba.extending import overload
+
+__all__ = [
+    "BLOCK_ROWS",
+    "PAD",
+    "aligned_empty",
+    "chain_entry_batched",
+    "chain_entry_serial",
+    "chain_entry_work",
+    "dense_residual",
+    "dense_residual_serial",
+    "entry_blocks",
+    "entry_column_cuts",
+    "entry_cuts",
+    "entry_forward",
+    "entry_forward_serial",
+    "entry_one_pass",
+    "entry_one_pass_serial",
+    "entry_pull",
+    "entry_pull_serial",
+    "entry_route",
+    "entry_sort",
+    "entry_two_pass",
+    "row_multiple",
+]
+
+# The head of sha256 of vectors.py: numba's disk cache watches this file only, so an edit there must be one here.
+VECTORS_REVISION = "90711c35a34a"
+
+PAD = 16
+
+_LINE = 64
+# Bytes of the widest row that is kept in registers: four of them, so that a row, its gradient and four sums fit.
+# At AVX2 width and 64 numbers the version for wide rows took 17.2 ns an entry, one with eight registers a row 18.7.
+_NARROW = 4 * VECTOR_BYTES
+_AHEAD = 8  # entries between a prefetch and its use; 8 and 12 were equal, 4 was 40 % slower (AVX2, h = 32)
+_NEAR = 1 << 15  # numbers of a gathered factor that a core's own cache holds, beside its gradient: no prefetch
+_LINES_AHEAD = 8  # lines of a wide row that are asked for; the hardware follows from there
+_PIECES = 16  # ranges of work whose sums do not depend on the cut
+_DENSE_CHUNK = 8192  # cells of a dense mask whose losses are one partial sum
+_WIDE = (0,) * (_LINE // VECTOR_BYTES)  # the token of one cache line, the step through a wide row
+
+_SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
+
+
+def row_multiple(dtype):
+    """Return the multiple to which the width of the factors is padded: one cache line of ``dtype``."""
+    return _LINE // np.dtype(dtype).itemsize
+
+
+def aligned_empty(shape, dtype):
+    """Return an uninitialised C-contiguous array that starts on a cache line.
+
+    NumPy aligns to 16 bytes, so that half of the vectors of a row would straddle two lines.
+    """
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _token(h, dtype):
+    """Return what selects the compiled version: a row token for narrow rows, the width itself for wide ones."""
+    if h % row_multiple(dtype):
+        raise ValueError(f"p and qt: width {h} is not a multiple of {row_multiple(dtype)} for {dtype}")
+    size = h * dtype.itemsize
+    return (0,) * (size // VECTOR_BYTES) if size <= _NARROW else h
+
+
+# Orders of the entries -----------------------------------------------------------------------------------------
+
+
+def _index_type(largest):
+    return np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+
+
+@njit(**_SETTINGS)
+def _count(pointers, keys):
+    """Fill pointers[k + 1] with the number of keys below or equal to k."""
+    pointers[:] = 0
+    for k in range(keys.shape[0]):
+        pointers[keys[k] + 1] += 1
+    for k in range(1, pointers.shape[0]):
+        pointers[k] += pointers[k - 1]
+
+
+@njit(**_SETTINGS)
+def _sort(indptr, indices, order, by_column, colptr, rows, cols):
+    _count(colptr, cols)
+    for k in range(cols.shape[0]):
+        j = cols[k]
+        by_column[colptr[j]] = k
+        colptr[j] += 1
+    _count(indptr, rows)
+    for s in range(rows.shape[0]):
+        k = by_column[s]
+        i = rows[k]
+        place = indptr[i]
+        indices[place] = cols[k]
+        order[place] = k
+        indptr[i] = place + 1
+    # Every pointer has moved to the start of the next row.
+    for i in range(indptr.shape[0] - 1, 0, -1):
+        indptr[i] = indptr[i - 1]
+    indptr[0] = 0
+
+
+def entry_sort(rows, cols, n1, n2):
+    """Sort entries by row, then column, keeping the order of equal ones: two stable counting sorts.
+
+    Parameters
+    ----------
+    rows, cols : (nnz,) integers in [0, n1) and [0, n2)
+        Not validated.
+
+    Returns
+    -------
+    indptr : (n1 + 1,) int64
+    indices : (nnz + PAD,) int32, or int64 where n2 needs it; zeros behind the last entry
+    order : (nnz,) int32, or int64 where nnz needs it
+        order[k] is the place in the input of sorted entry k.
+    """
+    rows, cols = np.ascontiguousarray(rows), np.ascontiguousarray(cols)
+    if rows.dtype != cols.dtype or rows.dtype not in (np.int32, np.int64):
+        rows, cols = rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
+    nnz = rows.shape[0]
+    indptr = np.empty(n1 + 1, np.int64)
+    indices = np.zeros(nnz + PAD, _index_type(n2))
+    order = np.empty(nnz, _index_type(nnz))
+    _sort(indptr, indices, order, np.empty_like(order), np.empty(n2 + 1, np.int64), rows, cols)
+    return indptr, indices, order
+
+
+@njit(**_SETTINGS)
+def _blocks(bptr, brows, border, indptr, indices, n2, block_rows):
+    n1 = indptr.shape[0] - 1
+    bptr[:] = 0
+    for i in range(n1):
+        base = i // block_rows * n2
+        for k in range(indptr[i], indptr[i + 1]):
+            bptr[base + indices[k] + 1] += 1
+    for s in range(1, bptr.shape[0]):
+        bptr[s] += bptr[s - 1]
+    for i in range(n1):
+        base = i // block_rows * n2
+        for k in range(indptr[i], indptr[i + 1]):
+            segment = base + indices[k]
+            place = bptr[segment]
+            brows[place] = i
+            border[place] = k
+            bptr[segment] = place + 1
+    for s in range(bptr.shape[0] - 1, 0, -1):
+        bptr[s] = bptr[s - 1]
+    bptr[0] = 0
+
+
+def entry_blocks(indptr, indices, n1, n2, block_rows):
+    """Order sorted entries for the column pass: by block of ``block_rows`` rows, then column, then row.
+
+    Returns
+    -------
+    bptr : (nblocks n2 + 1,) int64
+        Column j of block b holds bptr[b n2 + j] to bptr[b n2 + j + 1].
+    brows : (nnz + PAD,) int32, or int64 where n1 needs it; zeros behind the last entry
+    border : (nnz,) int32, or int64 where nnz needs it
+        border[k] is the place in the row order of entry k: ``yb[:nnz] = y[border]``.
+    """
+    nnz = int(indptr[-1])
+    bptr = np.empty(-(-n1 // block_rows) * n2 + 1, np.int64)
+    brows = np.zeros(nnz + PAD, _index_type(n1))
+    border = np.empty(nnz, _index_type(nnz))
+    _blocks(bptr, brows, border, indptr, indices, n2, block_rows)
+    return bptr, brows, border
+
+
+def entry_cuts(indptr, ranges):
+    """Cut the rows into ``ranges`` runs with about equally many entries: (ranges + 1,) int64."""
+    targets = np.arange(1, ranges) * (int(indptr[-1]) / ranges)
+    return np.concatenate(([0], np.searchsorted(indptr, targets), [indptr.shape[0] - 1])).astype(np.int64)
+
+
+def entry_column_cuts(bptr, n2, ranges):
+    """Cut the columns of ``entry_blocks`` into runs with about equally many entries: (ranges + 1,) int64."""
+    counts = np.diff(bptr).reshape(-1, n2).sum(axis=0)
+    return entry_cuts(np.concatenate(([0], np.cumsum(counts))), ranges)
+
+
+# Choice of the route -------------------------------------------------------------------------------------------
+# ns an entry on one core by the bytes of a padded row, the smaller of both dtypes; from bench/test_entry.py on two
+# cores of a Zen 3 with AVX2 (512 KB L2), 400,000 entries in 2000 x 2000 (near) and 5M in 138,000 x 27,000 (far).
+_ROW_BYTES = (64, 128, 256, 512)
+_ONE_PASS_NS = {"near": (3.2, 7.6, 13.3, 29.6), "far": (3.7, 10.3, 19.8, 55.0)}
+_TWO_PASS_NS = {"near": (4.6, 8.0, 14.6, 27.6), "far": (6.6, 15.9, 26.0, 58.2)}
+_ROW_NS = 25  # more for each row: its tail group and its start
+_DENSE_FLOPS = {4: 75.0, 8: 36.0}  # flops a ns of the three products at n = 300 to 1000, by the size of a number
+_DENSE_CELL_NS = {4: 0.28, 8: 0.43}
+_COPY_NS = 3 / 25  # ns a byte of a copy of G^T P: cleared, filled, added at 25 GB/s
+_SERIAL_NS = 100_000  # a parallel region costs more than it saves on less work
+_WORKERS = 8  # items of work, ranges times runs, that are worth having
+BLOCK_ROWS = 16_384  # rows of one block of the column pass: segments long enough, 1 to 8 MB of p
+
+
+def entry_route(n1, n2, nnz, h, batch, dtype):
+    """Choose the route of an entry mask by a cost model; the answer does not depend on the number of threads.
+
+    Parameters
+    ----------
+    h : int
+        Width of the factors, padded or not.
+    batch : int
+        Number of runs that share the mask.
+
+    Returns
+    -------
+    route : {"one_pass", "one_pass_serial", "two_pass", "dense"}
+        "dense" asks for P Q^T by BLAS, ``dense_residual`` and two more products.
+    ranges : int
+        Ranges of rows for "one_pass" and "two_pass" (``entry_cuts``); 1 for the others.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    size = -(-h * itemsize // _LINE) * _LINE
+    place = "near" if n2 * size <= 1 << 18 else "far"
+
+    def per_entry(table):
+        return float(np.interp(size, _ROW_BYTES, table[place])) * max(1.0, size / _ROW_BYTES[-1])
+
+    one = nnz * per_entry(_ONE_PASS_NS) + n1 * _ROW_NS
+    two = nnz * per_entry(_TWO_PASS_NS) + (n1 + n2) * _ROW_NS
+    cells = n1 * n2
+    if 6 * cells * h / _DENSE_FLOPS[itemsize] + cells * _DENSE_CELL_NS[itemsize] < one:
+        return "dense", 1
+    if batch * one < _SERIAL_NS:
+        return "one_pass_serial", 1
+    copy = n2 * size * _COPY_NS
+    # As many ranges as there should be workers, while their copies stay below a fifth of the pass.
+    ranges = max(1, min(-(-_WORKERS // batch), int(0.2 * one / copy)))
+    if ranges * batch < 2 or one + ranges * copy > two:
+        return "two_pass", 2 * _WORKERS
+    return "one_pass", ranges
+
+
+# One row after another -----------------------------------------------------------------------------------------
+# Inside these loops arrays meet intrinsics only: an array that is handed to a compiled function is reference-counted
+# there, and the two calls and the spills around them cost a third of the time.
+
+
+def _sweep(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weighted, scatter, accumulate, given):
+    """Work through the rows begin..end of ``p`` and return their loss.
+
+    g[i] = sum_j g_ij q_j is overwritten (added to if ``accumulate``); s[j] += g_ij p_i if ``scatter``. ``given``
+    says that y holds the g_ij themselves. The flags are the same for every entry, so their branches are free.
+    """
+    raise NotImplementedError
+
+
+def _sweep_narrow(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weighted, scatter, accumulate, given):
+    h = row_width(p, like)
+    shape = splat4_loss(y, loss)
+    total = zero_sum()
+    far = q.size > _NEAR
+    for i in range(begin, end):
+        k = load_index(indptr, i)
+        hi = load_index(indptr, i + 1)
+        x = load_row(p, i * h, like)
+        gi = load_row(g, i * h, like) if accumulate else zero_row(p, like)
+        while k < hi:
+            j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
+            if far:
+                for e in range(_AHEAD, _AHEAD + 4):
+                    ahead = load_index(indices, k + e) * h
+                    prefetch_row(q, ahead, like)
+                    if scatter:
+                        prefetch_row(s, ahead, like)
+            if given:
+                t = load4(y, k)
+            else:
+                prediction = sum4(
+                    dot(x, load_row(q, j0, like)),
+                    dot(x, load_row(q, j1, like)),
+                    dot(x, load_row(q, j2, like)),
+                    dot(x, load_row(q, j3, like)),
+                )
+                rho, t = rho_psi(sub(prediction, load4(y, k)), shape)
+                if weighted:
+                    weight = load4(w, k)
+                    rho, t = mul(weight, rho), mul(weight, t)
+                total = add(total, widen(first(rho, hi - k)))
+            t = first(t, hi - k)
+            t0, t1, t2, t3 = splat_lane(t, 0), splat_lane(t, 1), splat_lane(t, 2), splat_lane(t, 3)
+            gi = fma(t0, load_row(q, j0, like), gi)
+            gi = fma(t1, load_row(q, j1, like), gi)
+            gi = fma(t2, load_row(q, j2, like), gi)
+            gi = fma(t3, load_row(q, j3, like), gi)
+            if scatter:
+                # One after the other: the last entry may stand here several times.
+                store(s, j0, fma(t0, x, load_row(s, j0, like)))
+                store(s, j1, fma(t1, x, load_row(s, j1, like)))
+                store(s, j2, fma(t2, x, load_row(s, j2, like)))
+                store(s, j3, fma(t3, x, load_row(s, j3, like)))
+            k += 4
+        store(g, i * h, gi)
+    return sum1(total)
+
+
+def _sweep_wide(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weighted, scatter, accumulate, given):
+    h = like
+    step = row_width(p, _WIDE)
+    shape = splat4_loss(y, loss)
+    total = zero_sum()
+    far = q.size > _NEAR
+    for i in range(begin, end):
+        k = load_index(indptr, i)
+        hi = load_index(indptr, i + 1)
+        x = i * h
+        if not accumulate:
+            for c in range(0, h, step):
+                store(g, x + c, zero_row(p, _WIDE))
+        while k < hi:
+            j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
+            if far:
+                for e in range(_AHEAD, _AHEAD + 4):
+                    ahead = load_index(indices, k + e) * h
+                    for c in range(0, min(h, _LINES_AHEAD * step), step):
+                        prefetch(q, ahead + c)
+                        if scatter:
+                            prefetch(s, ahead + c)
+            if given:
+                t = load4(y, k)
+            else:
+                s0, s1, s2, s3 = zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE)
+                for c in range(0, h, step):
+                    xc = load_row(p, x + c, _WIDE)
+                    s0 = fma(xc, load_row(q, j0 + c, _WIDE), s0)
+                    s1 = fma(xc, load_row(q, j1 + c, _WIDE), s1)
+                    s2 = fma(xc, load_row(q, j2 + c, _WIDE), s2)
+                    s3 = fma(xc, load_row(q, j3 + c, _WIDE), s3)
+                prediction = sum4(fold(s0), fold(s1), fold(s2), fold(s3))
+                rho, t = rho_psi(sub(prediction, load4(y, k)), shape)
+                if weighted:
+                    weight = load4(w, k)
+                    rho, t = mul(weight, rho), mul(weight, t)
+                total = add(total, widen(first(rho, hi - k)))
+            t = first(t, hi - k)
+            t0, t1, t2, t3 = splat_lane(t, 0), splat_lane(t, 1), splat_lane(t, 2), splat_lane(t, 3)
+            for c in range(0, h, step):
+                gi = load_row(g, x + c, _WIDE)
+                gi = fma(t0, load_row(q, j0 + c, _WIDE), gi)
+                gi = fma(t1, load_row(q, j1 + c, _WIDE), gi)
+                gi = fma(t2, load_row(q, j2 + c, _WIDE), gi)
+                gi = fma(t3, load_row(q, j3 + c, _WIDE), gi)
+                store(g, x + c, gi)
+                if scatter:
+                    xc = load_row(p, x + c, _WIDE)
+                    store(s, j0 + c, fma(t0, xc, load_row(s, j0 + c, _WIDE)))
+                    store(s, j1 + c, fma(t1, xc, load_row(s, j1 + c, _WIDE)))
+                    store(s, j2 + c, fma(t2, xc, load_row(s, j2 + c, _WIDE)))
+                    store(s, j3 + c, fma(t3, xc, load_row(s, j3 + c, _WIDE)))
+            k += 4
+    return sum1(total)
+
+
+@overload(_sweep, jit_options=_SETTINGS)
+def _choose_sweep(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weighted, scatter, accumulate, given):
+    return _sweep_wide if isinstance(like, types.Integer) else _sweep_narrow
+
+
+def _predict(like, out, p, q, indptr, indices, begin, end):
+    """Write the predictions of the entries of the rows begin..end."""
+    raise NotImplementedError
+
+
+def _predict_narrow(like, out, p, q, indptr, indices, begin, end):
+    h = row_width(p, like)
+    far = q.size > _NEAR
+    for i in range(begin, end):
+        hi = load_index(indptr, i + 1)
+        x = load_row(p, i * h, like)
+        for k in range(load_index(indptr, i), hi, 4):
+            j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
+            if far:
+                for e in range(_AHEAD, _AHEAD + 4):
+                    prefetch_row(q, load_index(indices, k + e) * h, like)
+            prediction = sum4(
+                dot(x, load_row(q, j0, like)),
+                dot(x, load_row(q, j1, like)),
+                dot(x, load_row(q, j2, like)),
+                dot(x, load_row(q, j3, like)),
+            )
+            store_first(out, k, prediction, hi - k)
+
+
+def _predict_wide(like, out, p, q, indptr, indices, begin, end):
+    h = like
+    step = row_width(p, _WIDE)
+    for i in range(begin, end):
+        hi = load_index(indptr, i + 1)
+        for k in range(load_index(indptr, i), hi, 4):
+            j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
+            s0, s1, s2, s3 = zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE)
+            for c in range(0, h, step):
+                xc = load_row(p, i * h + c, _WIDE)
+                s0 = fma(xc, load_row(q, j0 + c, _WIDE), s0)
+                s1 = fma(xc, load_row(q, j1 + c, _WIDE), s1)
+                s2 = fma(xc, load_row(q, j2 + c, _WIDE), s2)
+                s3 = fma(xc, load_row(q, j3 + c, _WIDE), s3)
+            store_first(out, k, sum4(fold(s0), fold(s1), fold(s2), fold(s3)), hi - k)
+
+
+@overload(_predict, jit_options=_SETTINGS)
+def _choose_predict(like, out, p, q, indptr, indices, begin, end):
+    return _predict_wide if isinstance(like, types.Integer) else _predict_narrow
+
+
+# Routes --------------------------------------------------------------------------------------------------------
+
+
+@njit(parallel=True, **_SETTINGS)
+def _one_pass(like, gp, gqt, losses, partial, p, qt, indptr, indices, y, w, loss, cuts, copies, weighted, given):
+    runs, ranges = partial.shape
+    for item in prange(runs * ranges):
+        b, k = item // ranges, item % ranges
+        copies[b, k] = 0
+        partial[b, k] = _sweep(
+            like,
+            gp[b],
+            copies[b, k],
+            p[b],
+            qt[b],
+            indptr,
+            indices,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            cuts[k],
+            cuts[k + 1],
+            weighted,
+            True,
+            False,
+            given,
+        )
+    n2 = qt.shape[1]
+    for item in prange(runs * _PIECES):
+        b, piece = item // _PIECES, item % _PIECES
+        for j in range(n2 * piece // _PIECES, n2 * (piece + 1) // _PIECES):
+            for c in range(gqt.shape[2]):
+                gqt[b, j, c] = copies[b, 0, j, c]
+            for k in range(1, ranges):
+                for c in range(gqt.shape[2]):
+                    gqt[b, j, c] += copies[b, k, j, c]
+    for b in range(runs):
+        losses[b] = 0.0
+        for k in range(ranges):
+            losses[b] += partial[b, k]
+
+
+@njit(**_SETTINGS)
+def _one_pass_serial(like, gp, gqt, losses, p, qt, indptr, indices, y, w, loss, weighted, given):
+    gqt[:] = 0
+    for b in range(p.shape[0]):
+        losses[b] = _sweep(
+            like,
+            gp[b],
+            gqt[b],
+            p[b],
+            qt[b],
+            indptr,
+            indices,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            0,
+            p.shape[1],
+            weighted,
+            True,
+            False,
+            given,
+        )
+
+
+@njit(parallel=True, **_SETTINGS)
+def _two_pass(
+    like,
+    gp,
+    gqt,
+    losses,
+    partial,
+    p,
+    qt,
+    indptr,
+    indices,
+    y,
+    w,
+    bptr,
+    brows,
+    yb,
+    wb,
+    loss,
+    row_cuts,
+    col_cuts,
+    weighted,
+):
+    runs, ranges = partial.shape
+    for item in prange(runs * ranges):
+        b, k = item // ranges, item % ranges
+        partial[b, k] = _sweep(
+            like,
+            gp[b],
+            gp[b],
+            p[b],
+            qt[b],
+            indptr,
+            indices,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            row_cuts[k],
+            row_cuts[k + 1],
+            weighted,
+            False,
+            False,
+            False,
+        )
+    n2 = qt.shape[1]
+    pieces = col_cuts.shape[0] - 1
+    for item in prange(runs * pieces):
+        b, k = item // pieces, item % pieces
+        for block in range((bptr.shape[0] - 1) // n2):
+            _sweep(
+                like,
+                gqt[b],
+                gqt[b],
+                qt[b],
+                p[b],
+                bptr[block * n2 : (block + 1) * n2 + 1],
+                brows,
+                yb[b % y.shape[0]],
+                wb[b % w.shape[0]],
+                loss,
+                col_cuts[k],
+                col_cuts[k + 1],
+                weighted,
+                False,
+                block > 0,
+                False,
+            )
+    for b in range(runs):
+        losses[b] = 0.0
+        for k in range(ranges):
+            losses[b] += partial[b, k]
+
+
+@njit(**_SETTINGS)
+def _cut(indptr, piece):
+    """Return the row at which a piece of the entries begins."""
+    rows = indptr.shape[0] - 1
+    return rows if piece == _PIECES else np.searchsorted(indptr[:rows], indptr[rows] * piece // _PIECES)
+
+
+@njit(parallel=True, **_SETTINGS)
+def _forward(like, out, p, qt, indptr, indices):
+    for item in prange(p.shape[0] * _PIECES):
+        b, piece = item // _PIECES, item % _PIECES
+        _predict(like, out[b], p[b], qt[b], indptr, indices, _cut(indptr, piece), _cut(indptr, piece + 1))
+
+
+@njit(**_SETTINGS)
+def _forward_serial(like, out, p, qt, indptr, indices):
+    for b in range(p.shape[0]):
+        _predict(like, out[b], p[b], qt[b], indptr, indices, 0, p.shape[1])
+
+
+def entry_one_pass(gp, gqt, losses, p, qt, indptr, indices, y, w, code, delta, cuts, copies):
+    """Evaluate loss, G Q^T and G^T P in one pass over the rows, in parallel.
+
+    Overwrites ``gp`` (B, n1, h), ``gqt`` (B, n2, h), ``losses`` (B,) float64 and the scratch ``copies``
+    (B, R, n2, h): range k of the rows, cuts[k]..cuts[k + 1], adds to a copy of G^T P of its own, and the copies are
+    added in order. ``w`` may be None. Reads h and reads and writes h numbers an entry; 6 h flops.
+    """
+    partial = np.empty(copies.shape[:2])
+    weighted = w is not None
+    _one_pass(
+        _token(p.shape[2], p.dtype),
+        gp,
+        gqt,
+        losses,
+        partial,
+        p,
+        qt,
+        indptr,
+        indices,
+        y,
+        w if weighted else y,
+        loss_numbers(code, delta),
+        cuts,
+        copies,
+        weighted,
+        False,
+    )
+
+
+def entry_one_pass_serial(gp, gqt, losses, p, qt, indptr, indices, y, w, code, delta):
+    """Evaluate as ``entry_one_pass`` does, on the calling thread and without copies."""
+    weighted = w is not None
+    shape = loss_numbers(code, delta)
+    weights = w if weighted else y
+    _one_pass_serial(
+        _token(p.shape[2], p.dtype), gp, gqt, losses, p, qt, indptr, indices, y, weights, shape, weighted, False
+    )
+
+
+def entry_two_pass(
+    gp,
+    gqt,
+    losses,
+    p,
+    qt,
+    indptr,
+    indices,
+    y,
+    w,
+    bptr,
+    brows,
+    yb,
+    wb,
+    code,
+    delta,
+    row_cuts,
+    col_cuts=None,
+):
+    """Evaluate loss and G Q^T over the rows, then G^T P over the columns in row blocks, both in parallel.
+
+    ``bptr``, ``brows`` come from ``entry_blocks``; ``yb``, ``wb`` are y and w in its order, padded. Overwrites
+    ``gp``, ``gqt``, ``losses``. The loss is summed range by range of ``row_cuts``; ``col_cuts`` (from
+    ``entry_column_cuts``, computed when None) moves no bit. Reads 2 h numbers an entry; 8 h flops.
+    """
+    if col_cuts is None:
+        col_cuts = entry_column_cuts(bptr, qt.shape[1], _PIECES)
+    partial = np.empty((p.shape[0], row_cuts.shape[0] - 1))
+    weighted = w is not None
+    _two_pass(
+        _token(p.shape[2], p.dtype),
+        gp,
+        gqt,
+        losses,
+        partial,
+        p,
+        qt,
+        indptr,
+        indices,
+        y,
+        w if weighted else y,
+        bptr,
+        brows,
+        yb,
+        wb if weighted else yb,
+        loss_numbers(code, delta),
+        row_cuts,
+        col_cuts,
+        weighted,
+    )
+
+
+def entry_forward(out, p, qt, indptr, indices):
+    """Overwrite ``out`` (B, nnz) with the predictions p_i . q_j in sorted order, in parallel."""
+    _forward(_token(p.shape[2], p.dtype), out, p, qt, indptr, indices)
+
+
+def entry_forward_serial(out, p, qt, indptr, indices):
+    """Predict as ``entry_forward`` does, on the calling thread."""
+    _forward_serial(_token(p.shape[2], p.dtype), out, p, qt, indptr, indices)
+
+
+def entry_pull(gp, gqt, r, p, qt, indptr, indices, cuts, copies):
+    """Overwrite ``gp`` with R Q^T and ``gqt`` with R^T P for given entries ``r`` (B, nnz + PAD) of R, in parallel.
+
+    ``cuts`` and ``copies`` as for ``entry_one_pass``.
+    """
+    partial = np.empty(copies.shape[:2])
+    losses = np.empty(p.shape[0])
+    loss = loss_numbers(SQUARED, 0.0)
+    _one_pass(
+        _token(p.shape[2], p.dtype),
+        gp,
+        gqt,
+        losses,
+        partial,
+        p,
+        qt,
+        indptr,
+        indices,
+        r,
+        r,
+        loss,
+        cuts,
+        copies,
+        False,
+        True,
+    )
+
+
+def entry_pull_serial(gp, gqt, r, p, qt, indptr, indices):
+    """Pull as ``entry_pull`` does, on the calling thread and without copies."""
+    losses = np.empty(p.shape[0])
+    loss = loss_numbers(SQUARED, 0.0)
+    _one_pass_serial(_token(p.shape[2], p.dtype), gp, gqt, losses, p, qt, indptr, indices, r, r, loss, False, True)
+
+
+# Small chains --------------------------------------------------------------------------------------------------
+
+
+def chain_entry_work(dims, cut, dtype):
+    """Return the length of the scratch that one run of ``chain_entry_serial`` needs."""
+    n1, n2 = dims[-1], dims[0]
+    multiple = row_multiple(dtype)
+    padded = -(-(dims[cut] + 2) // multiple) * multiple
+    products = n2 * sum(dims[2 : cut + 1]) + n1 * sum(dims[cut:-2])
+    return -(-2 * (padded * (n1 + n2) + products) // multiple) * multiple
+
+
+@njit(**_SETTINGS)
+def _matrix(buffer, place, rows, columns):
+    return buffer[place : place + rows * columns].reshape(rows, columns)
+
+
+@njit(**_SETTINGS)
+def _pad(out, x):
+    """Copy x into the first columns of ``out``, whose rows are whole vectors, and clear the others."""
+    columns, width = np.int64(x.shape[1]), np.int64(out.shape[1])
+    for i in range(x.shape[0]):
+        for c in range(0, width, row_width(x, (0,))):
+            store(out, i * width + c, load_first(x, i * columns + c, columns - c))
+
+
+@njit(**_SETTINGS)
+def _unpad(out, x):
+    """Copy the first columns of x."""
+    columns, width = np.int64(out.shape[1]), np.int64(x.shape[1])
+    for i in range(out.shape[0]):
+        for c in range(0, columns, row_width(x, (0,))):
+            store_first(out, i * columns + c, load(x, i * width + c), columns - c)
+
+
+@njit(**_SETTINGS)
+def _chain(
+    like,
+    grad,
+    flat,
+    offsets,
+    dims,
+    cut,
+    padded,
+    indptr,
+    indices,
+    y,
+    w,
+    loss,
+    weighted,
+    u,
+    v,
+    gv,
+    gtu,
+    probing,
+    work,
+):
+    """Evaluate one run: write its gradient and return its loss."""
+    depth = dims.shape[0] - 1
+    n1, n2, h = dims[depth], dims[0], dims[cut]
+    p = _matrix(work, 0, n1, padded)
+    qt = _matrix(work, n1 * padded, n2, padded)
+    gp = _matrix(work, (n1 + n2) * padded, n1, padded)
+    gqt = _matrix(work, (2 * n1 + n2) * padded, n2, padded)
+    products = 2 * (n1 + n2) * padded
+    # Places of the products in the scratch: right ones 2..cut, then left ones N-2..cut; their pulls lie behind them.
+    place = products
+    right = _matrix(flat, offsets[0], n2, dims[1])
+    for j in range(2, cut + 1):
+        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
+        step = _matrix(work, place, n2, dims[j])
+        np.dot(right, wj.T, step)
+        right = step
+        place += n2 * dims[j]
+    left = _matrix(flat, offsets[depth - 1], n1, dims[depth - 1])
+    for j in range(depth - 1, cut, -1):
+        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
+        step = _matrix(work, place, n1, dims[j - 1])
+        np.dot(left, wj, step)
+        left = step
+        place += n1 * dims[j - 1]
+    mirror = place - products
+    _pad(p, left)
+    _pad(qt, right)
+    if probing:
+        for i in range(n1):
+            p[i, h + 1] = u[i]
+        for i in range(n2):
+            qt[i, h] = v[i]
+    gqt[:] = 0
+    total = _sweep(like, gp, gqt, p, qt, indptr, indices, y, w, loss, 0, n1, weighted, True, False, False)
+    if probing:
+        for i in range(n1):
+            gv[i] = gp[i, h]
+        for i in range(n2):
+            gtu[i] = gqt[i, h + 1]
+    # Back through the left side, W_{cut+1} first: dW_j = L_j^T gl_{j-1}, gl_j = gl_{j-1} W_j^T, L_{j-1} = L_j W_j.
+    if cut == depth - 1:
+        pull = _matrix(grad, offsets[depth - 1], n1, h)
+    else:
+        place -= n1 * h
+        pull = _matrix(work, place + mirror, n1, h)
+    _unpad(pull, gp)
+    for j in range(cut + 1, depth):
+        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
+        if j == depth - 1:
+            left = _matrix(flat, offsets[j], n1, dims[j])
+            step = _matrix(grad, offsets[j], n1, dims[j])
+        else:
+            place -= n1 * dims[j]
+            left = _matrix(work, place, n1, dims[j])
+            step = _matrix(work, place + mirror, n1, dims[j])
+        np.dot(left.T, pull, _matrix(grad, offsets[j - 1], dims[j], dims[j - 1]))
+        np.dot(pull, wj.T, step)
+        pull = step
+    # And through the right side, W_cut first: dW_j = gq_j^T Q_{j-1}^T, gq_{j-1} = gq_j W_j; W_1 is stored transposed.
+    if cut == 1:
+        pull = _matrix(grad, offsets[0], n2, h)
+    else:
+        place -= n2 * h
+        pull = _matrix(work, place + mirror, n2, h)
+    _unpad(pull, gqt)
+    for j in range(cut, 1, -1):
+        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
+        if j == 2:
+            right = _matrix(flat, offsets[0], n2, dims[1])
+            step = _matrix(grad, offsets[0], n2, dims[1])
+        else:
+            place -= n2 * dims[j - 1]
+            right = _matrix(work, place, n2, dims[j - 1])
+            step = _matrix(work, place + mirror, n2, dims[j - 1])
+        np.dot(pull.T, right, _matrix(grad, offsets[j - 1], dims[j], dims[j - 1]))
+        np.dot(pull, wj, step)
+        pull = step
+    return total
+
+
+@njit(**_SETTINGS)
+def _chain_serial(
+    like,
+    grad,
+    losses,
+    flat,
+    offsets,
+    dims,
+    cut,
+    padded,
+    indptr,
+    indices,
+    y,
+    w,
+    loss,
+    weighted,
+    u,
+    v,
+    gv,
+    gtu,
+    probing,
+    work,
+):
+    for b in range(flat.shape[0]):
+        losses[b] = _chain(
+            like,
+            grad[b],
+            flat[b],
+            offsets,
+            dims,
+            cut,
+            padded,
+            indptr,
+            indices,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            weighted,
+            u[b],
+            v[b],
+            gv[b],
+            gtu[b],
+            probing,
+            work[b],
+        )
+
+
+@njit(parallel=True, **_SETTINGS)
+def _chain_batched(
+    like,
+    grad,
+    losses,
+    flat,
+    offsets,
+    dims,
+    cut,
+    padded,
+    indptr,
+    indices,
+    y,
+    w,
+    loss,
+    weighted,
+    u,
+    v,
+    gv,
+    gtu,
+    probing,
+    work,
+):
+    for b in prange(flat.shape[0]):
+        losses[b] = _chain(
+            like,
+            grad[b],
+            flat[b],
+            offsets,
+            dims,
+            cut,
+            padded,
+            indptr,
+            indices,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            weighted,
+            u[b],
+            v[b],
+            gv[b],
+            gtu[b],
+            probing,
+            work[b],
+        )
+
+
+def _chain_call(
+    compiled,
+    grad,
+    losses,
+    flat,
+    offsets,
+    dims,
+    cut,
+    indptr,
+    indices,
+    y,
+    w,
+    code,
+    delta,
+    probe,
+    probe_out,
+    work,
+):
+    probing = probe is not None
+    weighted = w is not None
+    multiple = row_multiple(flat.dtype)
+    padded = -(-(int(dims[cut]) + 2 * probing) // multiple) * multiple
+    u, v = probe if probing else (flat, flat)
+    gv, gtu = probe_out if probing else (flat, flat)
+    compiled(
+        _token(padded, flat.dtype),
+        grad,
+        losses,
+        flat,
+        offsets,
+        dims,
+        cut,
+        padded,
+        indptr,
+        indices,
+        y,
+        w if weighted else y,
+        loss_numbers(code, delta),
+        weighted,
+        u,
+        v,
+        gv,
+        gtu,
+        probing,
+        work,
+    )
+
+
+def chain_entry_serial(
+    grad,
+    losses,
+    flat,
+    offsets,
+    dims,
+    cut,
+    indptr,
+    indices,
+    y,
+    w,
+    code,
+    delta,
+    probe,
+    probe_out,
+    work,
+):
+    """Evaluate loss and gradient of whole small chains in one compiled call, BLAS inside.
+
+    With W = W_N ... W_1, cut between W_{cut+1} and W_cut, all thin products, the entry pass and the way back through
+    both sides are done for each run in turn; one call costs the dispatch of one product. The gradient is that of
+    half the loss: what psi = rho'/2 gives.
+
+    Parameters
+    ----------
+    grad, flat : (B, D)
+        Factor j has dims[j] dims[j - 1] numbers from offsets[j - 1]; W_1 is stored transposed (dims[0], dims[1]).
+        ``grad`` is overwritten where factors lie and nowhere else.
+    losses : (B,) float64
+        Overwritten.
+    offsets, dims : (N,) and (N + 1,) int64 arrays
+        N >= 2.
+    cut : int
+        1 <= cut <= N - 1.
+    indptr, indices, y, w, code, delta
+        As for ``entry_one_pass``.
+    probe : pair of arrays (u (B, n1), v (B, n2)), or None
+        Two more columns, P' = [P, 0, u] and Q'^T = [Q^T, v, 0], leave P Q as it is and carry G v and G^T u through
+        the same pass.
+    probe_out : pair of arrays (B, n1) and (B, n2), or None
+        Overwritten with G v and G^T u.
+    work : (B, chain_entry_work(dims, cut, dtype))
+        Scratch, overwritten.
+    """
+    _chain_call(
+        _chain_serial,
+        grad,
+        losses,
+        flat,
+        offsets,
+        dims,
+        cut,
+        indptr,
+        indices,
+        y,
+        w,
+        code,
+        delta,
+        probe,
+        probe_out,
+        work,
+    )
+
+
+def chain_entry_batched(
+    grad,
+    losses,
+    flat,
+    offsets,
+    dims,
+    cut,
+    indptr,
+    indices,
+    y,
+    w,
+    code,
+    delta,
+    probe,
+    probe_out,
+    work,
+):
+    """Evaluate as ``chain_entry_serial`` does, in parallel over the runs; limit BLAS to one thread around it."""
+    _chain_call(
+        _chain_batched,
+        grad,
+        losses,
+        flat,
+        offsets,
+        dims,
+        cut,
+        indptr,
+        indices,
+        y,
+        w,
+        code,
+        delta,
+        probe,
+        probe_out,
+        work,
+    )
+
+
+# Dense masks ---------------------------------------------------------------------------------------------------
+
+
+@njit(**_SETTINGS)
+def _dense_chunk(g, y, w, loss, begin, end, weighted):
+    """Replace g by w psi(g - y) on the flat cells begin..end and return their loss."""
+    lanes = row_width(g, (0,))
+    shape = splat_loss(g, loss)
+    total = zero_sum()
+    for k in range(begin, end, lanes):
+        left = end - k
+        if left >= lanes:
+            rho, psi = rho_psi(sub(load(g, k), load(y, k)), shape)
+        else:
+            rho, psi = rho_psi(sub(load_first(g, k, left), load_first(y, k, left)), shape)
+        if weighted:
+            weight = load(w, k) if left >= lanes else load_first(w, k, left)
+            rho, psi = mul(weight, rho), mul(weight, psi)
+        if left >= lanes:
+            store(g, k, psi)
+        else:
+            rho = first(rho, left)
+            store_first(g, k, psi, left)
+        total = add(total, widen(rho))
+    return sum1(total)
+
+
+@njit(parallel=True, **_SETTINGS)
+def _dense(g, losses, partial, y, w, loss, weighted):
+    runs, chunks = partial.shape
+    cells = g.shape[1] * g.shape[2]
+    for item in prange(runs * chunks):
+        b, k = item // chunks, item % chunks
+        end = min((k + 1) * _DENSE_CHUNK, cells)
+        yb, wb = y[b % y.shape[0]], w[b % w.shape[0]]
+        partial[b, k] = _dense_chunk(g[b], yb, wb, loss, k * _DENSE_CHUNK, end, weighted)
+    for b in range(runs):
+        losses[b] = 0.0
+        for k in range(chunks):
+            losses[b] += partial[b, k]
+
+
+@njit(**_SETTINGS)
+def _dense_serial(g, losses, y, w, loss, weighted):
+    cells = g.shape[1] * g.shape[2]
+    for b in range(g.shape[0]):
+        losses[b] = _dense_chunk(g[b], y[b % y.shape[0]], w[b % w.shape[0]], loss, 0, cells, weighted)
+
+
+def dense_residual(g, losses, y, w, code, delta):
+    """Turn products into pulls on a dense mask, in parallel: g <- w psi(g - y), losses_b = sum w rho(g - y).
+
+    ``g`` (B, n1, n2) holds P Q^T on entry; ``y`` and ``w`` are (1 or B, n1, n2) with w = 0 and a finite y at the
+    holes, or w None. Overwrites ``g`` and ``losses`` (B,) float64. About 8 flops and 4 numbers moved a cell.
+    """
+    cells = g.shape[1] * g.shape[2]
+    partial = np.empty((g.shape[0], -(-cells // _DENSE_CHUNK)))
+    weighted = w is not None
+    _dense(g, losses, partial, y, w if weighted else y, loss_numbers(code, delta), weighted)
+
+
+def dense_residual_serial(g, losses, y, w, code, delta):
+    """Work as ``dense_residual`` does, on the calling thread."""
+    weighted = w is not None
+    _dense_serial(g, losses, y, w if weighted else y, loss_numbers(code, delta), weighted)
