@@ -6,11 +6,11 @@ split a matrix by the number of threads, so that their last bits depend on it, w
 ranges and give the same bits for every thread count.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module, metadata
-from threading import Lock
+from threading import Lock, RLock
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,6 +40,7 @@ class Backend:
 
 
 _CPU = Backend("cpu", np)
+_workqueue = RLock()
 _blas = SimpleNamespace(lock=Lock(), users=0, limiter=None)
 
 
@@ -118,8 +119,11 @@ def thread_limits(n_threads=None):
 
     before = numba.get_num_threads()
     numba.set_num_threads(before if n_threads is None else min(int(n_threads), numba.config.NUMBA_NUM_THREADS))
+    # numba's own layer, which serves where neither OpenMP nor TBB is found, kills a process whose threads enter it
+    # together: there, solves wait for each other. (The layer is known once the number of threads is set.)
+    turn = _workqueue if numba.threading_layer() == "workqueue" else nullcontext()
     try:
-        with _single_blas_thread():
+        with turn, _single_blas_thread():
             yield
     finally:
         numba.set_num_threads(before)

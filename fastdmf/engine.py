@@ -67,7 +67,7 @@ class Progress:
         Seconds since the start.
     max_iter : int
     factors : callable
-        Returns copies of the current factors.
+        Returns copies of the current factors, as in :class:`Solution`.
     """
 
     iteration: int
@@ -286,9 +286,14 @@ def drive(process, batch, stop, callback=None):
 
 
 def _progress(process, iteration, values, batch, started, stop):
+    factors = process.factors
     if batch == 1:
         values = {k: v[0] for k, v in values.items()}
-    return Progress(iteration, process.n_eval, values, time.perf_counter() - started, stop.max_iter, process.factors)
+
+        def factors():
+            return [w[0] for w in process.factors()]
+
+    return Progress(iteration, process.n_eval, values, time.perf_counter() - started, stop.max_iter, factors)
 
 
 def warn_unless_success(statuses, stacklevel=3):

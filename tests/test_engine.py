@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -78,7 +80,7 @@ def test_callback_sees_and_stops():
     assert [i for i, _, _ in seen] == list(range(8))
     assert [v for _, v, _ in seen] == solution.history["loss"].tolist()
     for a, b in zip(seen[-1][2], solution.factors):
-        np.testing.assert_array_equal(a[0], b)
+        np.testing.assert_array_equal(a, b)
     assert not np.array_equal(seen[0][2][0], seen[-1][2][0])  # copies, not views of what moves on
 
 
@@ -191,6 +193,24 @@ def test_threads_of_python_run_side_by_side():
         t.join()
     for r in results:
         np.testing.assert_array_equal(r, alone)
+
+
+def test_threads_of_python_on_numbas_own_layer():
+    """Without OpenMP numba aborts the process when two threads enter parallel kernels at the same time."""
+    code = (
+        "import threading, warnings, numpy as np, numba, fastdmf\n"
+        "warnings.simplefilter('ignore')\n"
+        "rows, cols = np.divmod(np.random.default_rng(0).permutation(200 * 900)[:60_000], 900)\n"
+        "op = fastdmf.EntryMask(rows, cols, (200, 900))\n"
+        "go = lambda: fastdmf.solve(op, np.sin(rows + cols), width=16, random_state=0, max_iter=30)\n"
+        "threads = [threading.Thread(target=go) for _ in range(4)]\n"
+        "[t.start() for t in threads], [t.join() for t in threads]\n"
+        "print(numba.threading_layer())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_THREADING_LAYER": "workqueue"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "workqueue"
 
 
 def test_solution_of_one_and_of_many(rng):

@@ -37,12 +37,7 @@ from fastdmf.kernels.cpu.vectors import (
 )
 from numba import njit, prange
 
-__all__ = [
-    "gaussian_forward",
-    "gaussian_forward_serial",
-    "gaussian_loss_pull",
-    "gaussian_loss_pull_serial",
-]
+__all__ = ["gaussian_forward", "gaussian_forward_serial", "gaussian_loss_pull", "gaussian_loss_pull_serial"]
 
 # The head of sha256 of vectors.py: numba's disk cache watches this file only, so an edit there must be one here.
 VECTORS_REVISION = "90711c35a34a"
