@@ -22,6 +22,7 @@ h numbers of G^T P read and written, in the two-pass route h of p read and the d
 """
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  np.dot below calls SciPy's BLAS; limits on its threads miss it until loaded
 from fastdmf.kernels.cpu.vectors import (
     SQUARED,
     VECTOR_BYTES,

@@ -1,0 +1,483 @@
+"""The compiled kernels against the plain loops of ``naive.py``.
+
+An output o of a sum of t terms must satisfy norm(o - reference) <= c eps sqrt(t) norm(reference); c is in ``BOUNDS``.
+Outputs and scratch hold NaN before each call, inputs are compared with copies after it.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import naive
+import numba
+import numpy as np
+import pytest
+from fastdmf.kernels import cpu
+from fastdmf.kernels.cpu import entry, gaussian, vectors
+
+SQUARED, HUBER, TRUNCATED, ABSOLUTE = range(4)
+# About twice the worst that was seen at AVX2 and at SSE width; the gaussian one is for a sum that cancels.
+BOUNDS = {"forward": 1, "pull": 0.5, "loss": 0.5, "gaussian": 4.5, "dense": 2, "chain": 1.3}
+
+# Narrow rows stay in registers, wide ones run over cache lines, on every target.
+WIDTHS = [(np.float32, 16), (np.float32, 80), (np.float64, 8), (np.float64, 40)]
+
+# n1, n2, entries, runs, own y for each run, loss, weighted
+MASKS = [
+    (1, 1, 1, 1, False, SQUARED, False),
+    (1, 1, 0, 3, True, SQUARED, True),
+    (2, 31, 1, 1, False, HUBER, True),
+    (31, 2, 45, 3, True, TRUNCATED, False),
+    (33, 257, 700, 3, False, ABSOLUTE, True),
+    (257, 33, 900, 1, False, HUBER, False),
+    (33, 31, 400, 3, True, SQUARED, True),
+    (31, 33, 300, 1, False, TRUNCATED, True),
+]
+DELTA = 0.7
+
+
+def aligned(x):
+    out = cpu.aligned_empty(x.shape, x.dtype)
+    out[...] = x
+    return out
+
+
+def poisoned(*shape, dtype=np.float64):
+    return aligned(np.full(shape, np.nan, dtype))
+
+
+def padded(x):
+    return np.pad(np.ascontiguousarray(x), ((0, 0), (0, cpu.PAD)))  # NumPy keeps the order of its input
+
+
+def close(got, reference, terms, family, dtype):
+    got, reference = np.asarray(got, float), np.asarray(reference, float)
+    error = np.linalg.norm(got - reference)
+    assert error <= BOUNDS[family] * np.finfo(dtype).eps * np.sqrt(terms) * np.linalg.norm(reference)
+
+
+def targets(prediction, rng):
+    """Return y with residuals of both signs on both sides of DELTA and none near a corner of a loss."""
+    size = rng.uniform(0.1, 0.6, prediction.shape) + rng.integers(0, 2, prediction.shape) * 0.7
+    return prediction - size * rng.choice([-1.0, 1.0], prediction.shape)
+
+
+class Mask:
+    """One random problem, sorted and blocked, with its reference."""
+
+    def __init__(self, dtype, h, n1, n2, nnz, runs, own, code, weighted, integers=False):
+        rng = np.random.default_rng([n1, n2, nnz, h])
+        # Every third row and every fourth column stays empty where there is room.
+        rows = rng.choice([i for i in range(n1) if i % 3 != 1 or n1 < 3], nnz)
+        cols = rng.choice([j for j in range(n2) if j % 4 != 2 or n2 < 4], nnz)
+        self.indptr, self.indices, self.order = cpu.entry_sort(rows, cols, n1, n2)
+        self.rows, self.cols = rows[self.order], cols[self.order]
+        self.bptr, self.brows, self.border = cpu.entry_blocks(self.indptr, self.indices, n1, n2, 16)
+
+        def factor(n):
+            x = rng.integers(-2, 3, (runs, n, h)) if integers else rng.standard_normal((runs, n, h)) / np.sqrt(h)
+            x[..., h - 3 :] = 0  # columns of padding
+            return aligned(x.astype(dtype))
+
+        self.dtype, self.h, self.nnz, self.runs, self.code = dtype, h, nnz, runs, code
+        self.p, self.qt = factor(n1), factor(n2)
+        predictions = [naive.entry_forward(p, qt, self.rows, self.cols) for p, qt in zip(self.p, self.qt)]
+        self.predictions = np.array(predictions).reshape(runs, nnz)
+        if integers:
+            y, self.delta = rng.integers(-3, 4, (runs, nnz)) + self.predictions, 2.0
+        elif own:
+            y, self.delta = targets(self.predictions, rng), DELTA
+        else:
+            # One y cannot keep three runs off the corners; the seeds are such that none comes near.
+            y, self.delta = targets(self.predictions[:1], rng), DELTA
+        self.y = padded(y.astype(dtype))
+        weights = rng.integers(0, 4, (1, nnz)) if integers else rng.random((1, nnz))
+        self.w = padded(weights.astype(dtype)) if weighted else None
+        self.yb = padded(self.y[:, self.border])
+        self.wb = padded(self.w[:, self.border]) if weighted else None
+        self.cuts = cpu.entry_cuts(self.indptr, 3)
+        r = self.predictions - self.y[:, :nnz]
+        corner = {HUBER: DELTA, TRUNCATED: DELTA, ABSOLUTE: 0.0}.get(code)
+        if corner is not None and not integers and nnz:
+            assert np.abs(np.abs(r) - corner).min() > 1e-5
+        self.inputs = {
+            k: np.copy(x)
+            for k, x in vars(self).items()
+            if isinstance(x, np.ndarray) and k not in ("predictions", "rows", "cols", "order", "border")
+        }
+
+    def outputs(self):
+        n1, n2 = self.p.shape[1], self.qt.shape[1]
+        return (
+            poisoned(self.runs, n1, self.h, dtype=self.dtype),
+            poisoned(self.runs, n2, self.h, dtype=self.dtype),
+            poisoned(self.runs),
+        )
+
+    def copies(self):
+        return poisoned(self.runs, 3, self.qt.shape[1], self.h, dtype=self.dtype)
+
+    def evaluate(self, route):
+        """Return what a route gives for (gp, gqt, losses)."""
+        out = self.outputs()
+        head = (*out, self.p, self.qt, self.indptr, self.indices, self.y, self.w)
+        if route == "serial":
+            cpu.entry_one_pass_serial(*head, self.code, self.delta)
+        elif route == "one_pass":
+            cpu.entry_one_pass(*head, self.code, self.delta, self.cuts, self.copies())
+        else:
+            blocks = (self.bptr, self.brows, self.yb, self.wb)
+            cpu.entry_two_pass(*head, *blocks, self.code, self.delta, self.cuts)
+        return out
+
+    def reference(self):
+        runs = []
+        for b in range(self.runs):
+            w = None if self.w is None else self.w[0]
+            y = self.y[b % len(self.y)]
+            runs.append(naive.entry_loss(self.p[b], self.qt[b], self.rows, self.cols, y, w, self.code, self.delta))
+        losses, gp, gqt = zip(*runs)
+        return np.array(gp), np.array(gqt), np.array(losses)
+
+    def unchanged(self):
+        for name, before in self.inputs.items():
+            np.testing.assert_array_equal(getattr(self, name), before)
+
+
+def check_route(dtype, h, mask, route):
+    problem = Mask(dtype, h, *mask)
+    got, expected = problem.evaluate(route), problem.reference()
+    for o, e in zip(got, expected):
+        close(o, e, h + problem.nnz, "loss", dtype)
+        assert (o[..., h - 3 :] == 0).all() or o.ndim == 1
+    problem.unchanged()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("dtype", "h"), WIDTHS)
+def test_entry_serial(dtype, h, mask):
+    check_route(dtype, h, mask, "serial")
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("dtype", "h"), WIDTHS)
+@pytest.mark.parametrize("route", ["one_pass", "two_pass"])
+def test_entry_parallel(dtype, h, mask, route):
+    check_route(dtype, h, mask, route)
+
+
+@pytest.mark.parametrize("code", [SQUARED, HUBER, TRUNCATED, ABSOLUTE])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("route", ["serial", "one_pass", "two_pass"])
+def test_entry_is_exact_on_integers(code, weighted, route):
+    """Corners included: residuals of 0 and of exactly the threshold."""
+    problem = Mask(np.float32, 16, 33, 31, 400, 1, True, code, weighted, integers=True)
+    r = problem.predictions - problem.y[:, :400]
+    assert (r == 0).any() and (np.abs(r) == 2).any()
+    for o, e in zip(problem.evaluate(route), problem.reference()):
+        np.testing.assert_array_equal(o, e)
+
+
+@pytest.mark.parametrize(("dtype", "h"), WIDTHS)
+@pytest.mark.parametrize("mask", MASKS[1:6])
+def test_entry_forward_and_pull(dtype, h, mask):
+    problem = Mask(dtype, h, *mask)
+    p, qt, nnz, runs = problem.p, problem.qt, problem.nnz, problem.runs
+    behind = 5
+    for forward in (cpu.entry_forward, cpu.entry_forward_serial):
+        out = poisoned(runs, nnz + behind, dtype=dtype)
+        flat = out.ravel()
+        whole = flat[: runs * nnz].reshape(runs, nnz)
+        forward(whole, p, qt, problem.indptr, problem.indices)
+        close(whole, problem.predictions, h, "forward", dtype)
+        assert np.isnan(flat[runs * nnz :]).all()
+    r = padded(np.random.default_rng(3).standard_normal((runs, nnz)).astype(dtype))
+    expected = [naive.entry_pull(r[b], p[b], qt[b], problem.rows, problem.cols) for b in range(runs)]
+    for parallel in (False, True):
+        gp, gqt, _ = problem.outputs()
+        head = (gp, gqt, r, p, qt, problem.indptr, problem.indices)
+        if parallel:
+            cpu.entry_pull(*head, problem.cuts, problem.copies())
+        else:
+            cpu.entry_pull_serial(*head)
+        close(gp, [e[0] for e in expected], nnz, "pull", dtype)
+        close(gqt, [e[1] for e in expected], nnz, "pull", dtype)
+    problem.unchanged()
+
+
+def on_threads(count, evaluate):
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    try:
+        return evaluate()
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("route", ["one_pass", "two_pass"])
+def test_bits_do_not_depend_on_threads(route):
+    problem = Mask(np.float32, 16, *MASKS[6])
+    one, two = (on_threads(t, lambda: problem.evaluate(route)) for t in (1, 2))
+    for a, b in zip(one, two):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nan_reaches_the_loss_of_its_run_only():
+    for code in (SQUARED, HUBER, TRUNCATED, ABSOLUTE):
+        problem = Mask(np.float32, 16, 33, 31, 400, 3, True, code, True)
+        problem.p[1, problem.rows[0]] = np.nan
+        losses = problem.evaluate("serial")[2]
+        assert np.isnan(losses).tolist() == [False, True, False]
+
+
+def test_entry_takes_int64_indices():
+    problem = Mask(np.float32, 16, *MASKS[6])
+    expected = problem.evaluate("serial")
+    problem.indices = problem.indices.astype(np.int64)
+    for o, e in zip(problem.evaluate("serial"), expected):
+        np.testing.assert_array_equal(o, e)
+
+
+def test_offsets_are_64_bits_wide():
+    """Row 2^27 of a factor of width 16 lies 2^31 numbers in; only the pages that are touched exist."""
+    n2 = 2**27 + 1
+    try:
+        qt = np.zeros((1, n2, 16), np.float32)
+    except MemoryError:
+        pytest.skip("no 8.6 GB of address space")
+    qt[0, -1], qt[0, 0] = 3, 100
+    p, out = np.ones((1, 1, 16), np.float32), np.zeros((1, 1), np.float32)
+    indices = np.zeros(1 + cpu.PAD, np.int32)
+    indices[0] = n2 - 1
+    cpu.entry_forward_serial(out, p, qt, np.array([0, 1]), indices)
+    assert out[0, 0] == 48
+    assert entry._index_type(2**31 - 1) is np.int32 and entry._index_type(2**31) is np.int64
+
+
+def test_width_that_is_not_padded_is_refused():
+    problem = Mask(np.float32, 16, *MASKS[0])
+    with pytest.raises(ValueError, match="width 15"):
+        cpu.entry_forward(
+            np.zeros((1, 1), np.float32),
+            problem.p[..., :15].copy(),
+            problem.qt[..., :15].copy(),
+            problem.indptr,
+            problem.indices,
+        )
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+@pytest.mark.parametrize(("n1", "n2", "nnz"), [(1, 1, 0), (1, 1, 1), (31, 33, 257), (2, 31, 60)])
+def test_sorting(kind, n1, n2, nnz):
+    rng = np.random.default_rng(nnz)
+    rows, cols = rng.integers(0, n1, nnz).astype(kind), rng.integers(0, n2, nnz).astype(kind)
+    indptr, indices, order = cpu.entry_sort(rows, cols, n1, n2)
+    np.testing.assert_array_equal(order, naive.sort_entries(rows, cols))
+    np.testing.assert_array_equal(indices, np.append(cols[order], np.zeros(cpu.PAD)))
+    np.testing.assert_array_equal(np.diff(indptr), np.bincount(rows, minlength=n1))
+    assert (indptr[0], indptr.dtype, indices.dtype) == (0, np.int64, np.int32)
+    rows, cols = rows[order], cols[order]
+    for block_rows in (1, 7, 64):
+        bptr, brows, border = cpu.entry_blocks(indptr, indices, n1, n2, block_rows)
+        np.testing.assert_array_equal(border, naive.block_entries(rows, cols, block_rows))
+        np.testing.assert_array_equal(brows, np.append(rows[border], np.zeros(cpu.PAD)))
+        segments = rows.astype(int) // block_rows * n2 + cols
+        np.testing.assert_array_equal(np.diff(bptr), np.bincount(segments, minlength=len(bptr) - 1))
+        cuts = cpu.entry_column_cuts(bptr, n2, 5)
+        assert cuts[0] == 0 and cuts[-1] == n2 and (np.diff(cuts) >= 0).all() and len(cuts) == 6
+
+
+def test_cuts_share_the_entries():
+    counts = np.random.default_rng(0).integers(0, 9, 1000)
+    indptr = np.append(0, np.cumsum(counts))
+    cuts = cpu.entry_cuts(indptr, 8)
+    shares = np.diff(indptr[cuts])
+    assert np.abs(shares - indptr[-1] / 8).max() <= 9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_routes_follow_the_work(dtype):
+    def route(*args):
+        return cpu.entry_route(*args, dtype)[0]
+
+    assert route(100, 100, 2000, 20, 1) == "one_pass_serial"
+    assert route(100, 100, 10_000, 100, 1) == "dense"
+    assert route(138_000, 27_000, 5_000_000, 16, 1) == "one_pass"
+    # Copies of a long thin factor would cost more than the second pass.
+    assert route(100_000, 3_000_000, 2_000_000, 16, 1) == "two_pass"
+    for batch in (1, 3, 64):
+        kind, ranges = cpu.entry_route(138_000, 27_000, 5_000_000, 16, batch, dtype)
+        assert kind == "one_pass" and 1 <= ranges <= 8 and ranges * batch >= 2
+
+
+# Dense masks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("code", "weighted"), [(SQUARED, True), (HUBER, False), (TRUNCATED, True), (ABSOLUTE, True)])
+@pytest.mark.parametrize(("n1", "n2", "runs"), [(1, 1, 1), (2, 33, 3), (257, 33, 1)])
+def test_dense_residual(dtype, code, weighted, n1, n2, runs):
+    rng = np.random.default_rng(n1)
+    products = rng.standard_normal((runs, n1, n2)).astype(dtype)
+    y = targets(products[:1].astype(float), rng).astype(dtype)
+    w = rng.random((runs, n1, n2)).astype(dtype) * rng.integers(0, 2, (runs, n1, n2)).astype(dtype)
+    inputs = [x.copy() for x in (y, w)]
+    for residual in (cpu.dense_residual, cpu.dense_residual_serial):
+        g, losses = products.copy(), poisoned(runs)
+        residual(g, losses, y, w if weighted else None, code, DELTA)
+        for b in range(runs):
+            weights = w[b].ravel() if weighted else None
+            loss, pulls = naive.losses_and_pulls(products[b].ravel(), y[0].ravel(), weights, code, DELTA)
+            close(losses[b], loss, n1 * n2, "dense", dtype)
+            close(g[b].ravel(), pulls, 4, "dense", dtype)
+    for x, before in zip((y, w), inputs):
+        np.testing.assert_array_equal(x, before)
+
+
+# Dense measurements --------------------------------------------------------------------------------------------
+
+# m, d, runs, own y, loss, weighted
+MEASUREMENTS = [
+    (0, 5, 2, True, SQUARED, True),
+    (1, 1, 1, False, SQUARED, False),
+    (2, 33, 3, True, HUBER, True),
+    (33, 257, 5, False, TRUNCATED, False),
+    (257, 31, 1, False, ABSOLUTE, True),
+    (31, 2, 4, True, SQUARED, True),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "d", "runs", "own", "code", "weighted"), MEASUREMENTS)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_gaussian(dtype, m, d, runs, own, code, weighted, parallel):
+    rng = np.random.default_rng([m, d])
+    a = rng.standard_normal((m, d)).astype(dtype)
+    x = (rng.standard_normal((runs, d)) / np.sqrt(d)).astype(dtype)
+    products = x.astype(float) @ a.T.astype(float)
+    y = targets(products if own else products[:1], rng).astype(dtype)
+    w = rng.random((1, m)).astype(dtype) if weighted else None
+    inputs = [np.copy(z) for z in (a, x, y)]
+    g, losses, out = poisoned(runs, d, dtype=dtype), poisoned(runs), poisoned(runs, m, dtype=dtype)
+
+    def evaluate():
+        if parallel:
+            partial = poisoned(3, runs, d, dtype=dtype)
+            cpu.gaussian_loss_pull(g, losses, a, x, y, w, code, DELTA, partial)
+            cpu.gaussian_forward(out, a, x)
+        else:
+            cpu.gaussian_loss_pull_serial(g, losses, a, x, y, w, code, DELTA)
+            cpu.gaussian_forward_serial(out, a, x)
+        return [np.copy(z) for z in (g, losses, out)]
+
+    one, two = on_threads(1, evaluate), on_threads(2, evaluate)
+    for first, second in zip(one, two):
+        np.testing.assert_array_equal(first, second)
+    for b in range(runs):
+        weights = None if w is None else w[0]
+        loss, pull = naive.gaussian_loss_pull(a, x[b], y[b % len(y)], weights, code, DELTA)
+        close(losses[b], loss, m + d, "gaussian", dtype)
+        close(g[b], pull, m + d, "gaussian", dtype)
+    close(out, products, d, "gaussian", dtype)
+    for z, before in zip((a, x, y), inputs):
+        np.testing.assert_array_equal(z, before)
+
+
+# Small chains --------------------------------------------------------------------------------------------------
+
+# dims (d_0 .. d_N), cut, probing
+CHAINS = [
+    ((1, 1, 1), 1, False),
+    ((7, 5, 9), 1, True),
+    ((7, 5, 4, 9), 1, False),
+    ((7, 5, 4, 9), 2, True),
+    ((33, 8, 6, 8, 31), 2, True),
+    ((6, 5, 8, 4, 3, 7, 9), 1, False),
+    ((6, 5, 8, 4, 3, 7, 9), 3, True),
+    ((6, 5, 8, 4, 3, 7, 9), 5, False),
+    ((31, 70, 33), 1, True),
+]
+
+
+@pytest.mark.parametrize(("dims", "cut", "probing"), CHAINS)
+@pytest.mark.parametrize(("dtype", "batched"), [(np.float64, False), (np.float32, True)])
+def test_chain(dims, cut, probing, dtype, batched):
+    rng = np.random.default_rng(sum(dims))
+    runs, nnz, n1, n2 = 2, 25, dims[-1], dims[0]
+    shapes = [(a, b) for a, b in zip(dims[1:], dims)]
+    factors = [[rng.standard_normal(s).astype(dtype) for s in shapes] for _ in range(runs)]
+    sizes = [-(-a * b // 16) * 16 for a, b in shapes]
+    offsets = np.cumsum([0, *sizes[:-1]])
+    flat = aligned(np.zeros((runs, sum(sizes)), dtype))
+    views = [slice(o, o + a * b) for o, (a, b) in zip(offsets, shapes)]
+    for b in range(runs):
+        for j, (view, f) in enumerate(zip(views, factors[b])):
+            flat[b, view] = (f if j else f.T).ravel()
+    rows, cols = rng.integers(0, n1, nnz), rng.integers(0, n2, nnz)
+    indptr, indices, order = cpu.entry_sort(rows, cols, n1, n2)
+    rows, cols = rows[order], cols[order]
+    y = padded(rng.standard_normal((1, nnz)).astype(dtype))
+    w = padded(rng.random((runs, nnz)).astype(dtype))
+    probe = tuple(rng.standard_normal((runs, n)).astype(dtype) for n in (n1, n2)) if probing else None
+    probe_out = tuple(poisoned(runs, n, dtype=dtype) for n in (n1, n2)) if probing else None
+    grad, losses = poisoned(*flat.shape, dtype=dtype), poisoned(runs)
+    work = poisoned(runs, cpu.chain_entry_work(dims, cut, dtype), dtype=dtype)
+    before = flat.copy(), y.copy(), w.copy()
+    evaluate = cpu.chain_entry_batched if batched else cpu.chain_entry_serial
+    evaluate(
+        grad, losses, flat, offsets, np.array(dims), cut, indptr, indices, y, w, HUBER, 1.3, probe, probe_out, work
+    )
+    terms = nnz + sum(dims)
+    for b in range(runs):
+        loss, gradients, g = naive.chain_entry(factors[b], rows, cols, y[0], w[b], HUBER, 1.3)
+        close(losses[b], loss, terms, "chain", dtype)
+        for j, (view, expected) in enumerate(zip(views, gradients)):
+            close(grad[b, view], (expected if j else expected.T).ravel(), terms, "chain", dtype)
+        if probing:
+            close(probe_out[0][b], g @ probe[1][b], terms, "chain", dtype)
+            close(probe_out[1][b], g.T @ probe[0][b], terms, "chain", dtype)
+    # Between the factors nothing is written.
+    outside = np.ones(flat.shape[1], bool)
+    for view in views:
+        outside[view] = False
+    assert np.isnan(grad[:, outside]).all()
+    for x, kept in zip((flat, y, w), before):
+        np.testing.assert_array_equal(x, kept)
+
+
+# What holds the family together --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [entry, gaussian])
+def test_kernel_files_name_the_vectors_they_were_compiled_with(module):
+    """Numba's disk cache watches the kernel's own file: an edit of vectors.py must be an edit there."""
+    digest = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()
+    assert module.VECTORS_REVISION == digest[:12]
+
+
+def test_aligned_empty():
+    for shape in ((1,), (3, 5, 16)):
+        x = cpu.aligned_empty(shape, np.float32)
+        assert x.shape == shape and x.ctypes.data % 64 == 0 and x.flags.c_contiguous and x.flags.writeable
+
+
+@pytest.mark.parametrize(("features", "size"), [("", 16), ("+avx,+avx2,+fma", 32)])
+def test_narrower_targets(features, size):
+    """The same oracle on the vectors of another machine, in a process and a cache of its own."""
+    if size >= vectors.VECTOR_BYTES:
+        pytest.skip(f"this machine's vectors have {vectors.VECTOR_BYTES} bytes")
+    here = Path(__file__).resolve().parent
+    env = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CACHE_DIR": str(here / "__pycache__" / f"numba-{size}"),
+    }
+    chosen = ["test_vectors.py", "test_kernels.py"]
+    only = "lane_by_lane or sums_over or loads_stores or entry_serial or test_gaussian"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", only]
+    done = subprocess.run([*command, *(str(here / name) for name in chosen)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert " passed" in done.stdout
