@@ -29,7 +29,7 @@ _HOME = {
     "DMFSensing": "sensing",
 }
 
-_MODULES = ("engine", "losses", "operators", "rules")
+_MODULES = ("backend", "engine", "losses", "operators", "rules")
 
 __all__ = sorted([*_HOME, *_MODULES])
 

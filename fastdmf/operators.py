@@ -626,8 +626,6 @@ class EntryMask(Operator):
 class _BoundMask(Bound):
     """Observed entries: sparse kernels on padded rows, or the dense route where the mask is dense."""
 
-    # Rows of a block of the column pass: its part of P (2 to 8 MB) stays in the last-level cache.
-    _BLOCK_ROWS = 16_384
     # Ranges of columns that threads take in turn.
     _COLUMN_RANGES = 16
     # Cells of a dense mask under which the parallel region costs more than it saves.
@@ -646,6 +644,7 @@ class _BoundMask(Bound):
         self._w = None if weights is None else padded(weights)
         width = min(n1, n2) if self.width is None else self.width
         self.route, self._n_ranges = kernels.entry_route(n1, n2, op.size, width, self.batch, self.dtype)
+        self._block_rows = kernels.BLOCK_ROWS
         self._structures = {}
 
     @property
@@ -669,7 +668,7 @@ class _BoundMask(Bound):
     def _blocks(self):
         """Column-major copy inside row blocks: pointers, rows, data, weights, and column ranges."""
         op, kernels = self.operator, self.backend.kernels
-        bptr, brows, border = kernels.entry_blocks(op.indptr, op.indices, *op.shape, self._BLOCK_ROWS)
+        bptr, brows, border = kernels.entry_blocks(op.indptr, op.indices, *op.shape, self._block_rows)
 
         def gathered(a):
             if a is None:
@@ -753,6 +752,19 @@ class _BoundMask(Bound):
             *blocks, column_cuts = self._structure("blocks", self._blocks)
             kernels.entry_two_pass(*head, *blocks, *loss, self._structure("cuts", self._cuts), column_cuts)
         return losses
+
+    # Sums over the data in sorted order, so that no bit depends on the order in which the entries were given.
+
+    def null_losses(self):
+        rho = self.loss.rho(self._y)  # zero where y is padded with zeros
+        return (rho if self._w is None else rho * self._w).sum(axis=1, dtype=np.float64)
+
+    def weight_sums(self):
+        return np.array([float(self.operator.size)]) if self._w is None else self._w.sum(axis=1, dtype=np.float64)
+
+    def curvature(self):
+        n1, n2 = self.operator.shape
+        return self.operator.curvature_factor * self.weight_sums() / (n1 * n2)
 
     def fuse_chain(self, layout):
         if layout.symmetric or layout.depth < 2 or self.route == "dense" or max(layout.shape) > _SMALL:

@@ -88,7 +88,7 @@ def test_every_mask_route(route, weighted, rng, backend):
     y = rng.standard_normal((1, op.size))
     w = rng.random((1, op.size)) if weighted else None
     bound = op.bind(backend, y, weights=w, dtype=np.float64, width=h)
-    bound.route, bound._n_ranges, bound._BLOCK_ROWS = route, 3, 32
+    bound.route, bound._n_ranges, bound._block_rows = route, 3, 32
     p, qt = rng.standard_normal((1, n1, h)), rng.standard_normal((1, n2, h))
     ours, theirs = (np.full_like(p, np.nan), np.full_like(qt, np.nan)), (np.empty_like(p), np.empty_like(qt))
     losses = bound.loss_and_pull(p, qt, *ours)

@@ -71,11 +71,11 @@ def test_normalisations(normalisation, rng, backend):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("width", [3, 8, 11])
+@pytest.mark.parametrize(("width", "loss"), [(3, "squared"), (8, "huber"), (11, "truncated"), (8, "absolute")])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_symmetric_gradient(name, width, weighted, rng, backend):
+def test_symmetric_gradient(name, width, loss, weighted, rng, backend):
     problem = _problem(
-        name, "squared", (8, width, 8), rng, backend, weighted=weighted, l2=0.1, normalisation="sse", symmetric=True
+        name, loss, (8, width, 8), rng, backend, weighted=weighted, l2=0.1, normalisation="sse", symmetric=True
     )
     _check_gradient(problem, rng, 0.8)
 
