@@ -46,6 +46,7 @@ def solve(
     n_threads=None,
     dtype=None,
     random_state=None,
+    on_failure="warn",
 ):
     """Minimise the loss of W = W_N ... W_1 on measurements by descent on the factors.
 
@@ -106,6 +107,8 @@ def solve(
         Precision of the factors. Default that of ``y`` and the operator, float64 if either has it.
     random_state : int or sequence of int, optional
         Seed; B seeds make a batch of B runs that share the operator. None draws a fresh one.
+    on_failure : {"warn", "ignore"}
+        What to do when a run ends neither converged nor early stopped nor by the callback; its status says so anyway.
 
     Returns
     -------
@@ -122,7 +125,7 @@ def solve(
     Warns
     -----
     SolveWarning
-        If the run ends neither converged nor early stopped nor by the callback.
+        If the run fails in that sense and ``on_failure="warn"``.
 
     Notes
     -----
@@ -167,6 +170,8 @@ def solve(
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     if init not in INITS:
         raise ValueError(f"init must be one of {sorted(INITS)}, got {init!r}")
+    if on_failure not in ("warn", "ignore"):
+        raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
     track = _check_track(track)
     truth = _check_truth(truth, operator.shape)
 
@@ -224,7 +229,8 @@ def solve(
             watch=rule.fixed_step,
         )
         statuses, n_iter, history = drive(process, batch, stop, callback)
-    warn_unless_success(statuses)
+    if on_failure == "warn":
+        warn_unless_success(statuses)
 
     factors = [np.array(w) for w in layout.factors(process.result)]
     if batched:

@@ -139,6 +139,8 @@ def test_max_iter_and_stall_warn_with_a_sentence():
     _, op, y = completion(0, **SMALL)
     with pytest.warns(SolveWarning, match="MAX_ITER: .*raise max_iter"):
         assert fastdmf.solve(op, y, random_state=1, max_iter=3).status is Status.MAX_ITER
+    quiet = fastdmf.solve(op, y, random_state=1, max_iter=3, on_failure="ignore")  # a warning would be an error here
+    assert quiet.status is Status.MAX_ITER
     with pytest.warns(SolveWarning, match="STALLED: .*larger tol"):
         stalled = fastdmf.solve(op, y.astype(np.float32), random_state=1, tol=1e-20)
     assert stalled.status is Status.STALLED

@@ -208,6 +208,7 @@ BAD = [
     (dict(max_iter=1.5), ValueError, "max_iter"),
     (dict(check_every=0), ValueError, "check_every"),
     (dict(patience=0), ValueError, "patience"),
+    (dict(on_failure="raise"), ValueError, "on_failure must be 'warn' or 'ignore'"),
     (dict(callback=3), TypeError, "callback must be callable"),
     (dict(track=("rank",)), ValueError, "track knows"),
     (dict(truth=np.zeros((24, 24))), ValueError, "truth is zero"),

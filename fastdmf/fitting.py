@@ -1,0 +1,217 @@
+"""What the estimators share: checks of their settings, the descent on data of unit scale, its fitted attributes."""
+
+import logging
+import warnings
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from fastdmf.descent import solve
+from fastdmf.engine import Status
+
+__all__ = [
+    "check_settings",
+    "descend",
+    "draw_held_out",
+    "effective_rank",
+    "explain",
+    "set_fitted",
+    "start_factors",
+    "thin_svd",
+    "unit_scale",
+]
+
+logger = logging.getLogger("fastdmf")
+logger.addHandler(logging.NullHandler())
+
+# Records between two progress lines.
+_LOG_EVERY = 20
+
+
+def check_settings(estimator):
+    """Check the settings that ``solve`` does not see.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter.
+    """
+    if estimator.solver not in ("auto", "descent"):
+        raise ValueError(f"solver must be 'auto' or 'descent', got {estimator.solver!r}")
+    fraction = estimator.validation_fraction
+    number = isinstance(fraction, Real) and not isinstance(fraction, bool)
+    if not number or not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must be a number in [0, 1), got {fraction!r}")
+    verbose = estimator.verbose
+    if not isinstance(verbose, (Integral, np.bool_)) or verbose < 0:
+        raise ValueError(f"verbose must be an integer >= 0, got {verbose!r}")
+
+
+@contextmanager
+def explain(name):
+    """Let the errors about entries that are not real numbers say which argument is meant and what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if "Complex data" in str(error):
+            raise ValueError(
+                f"Complex data not supported: {name} must be real; pass real and imaginary parts apart"
+            ) from None
+        if "could not convert" in str(error) or "inhomogeneous" in str(error):
+            raise ValueError(f"{name} must hold numbers ({error}): encode categories as numbers") from error
+        raise
+    except TypeError as error:
+        if "parse data" in str(error):
+            raise
+        raise TypeError(f"{name} must hold real numbers: {error}") from error
+
+
+def draw_held_out(fraction, m, rng):
+    """Return sorted indices of held-out observations of ``m``; None when there are to be none.
+
+    At least ten are drawn where that leaves four fifths for the fit: fewer cannot tell one stopping point from
+    another.
+    """
+    count = min(max(round(fraction * m), min(10, m // 5)), m - 1)
+    if fraction == 0 or count < 1:
+        return None
+    return np.sort(rng.permutation(m)[:count])
+
+
+def unit_scale(values):
+    """Return the root mean square of ``values`` in float64, free of overflow; 0 for zeros alone."""
+    largest = float(np.abs(values).max())
+    if largest == 0:
+        return 0.0
+    return largest * float(np.sqrt(np.mean(np.square(values / largest, dtype=np.float64))))
+
+
+def start_factors(estimator, shape, unit, symmetric=False):
+    """Return the last fit's factors in the scale of this one for a warm start, else None.
+
+    Raises
+    ------
+    ValueError
+        If they belong to another shape, depth or width than this fit asks for.
+    """
+    if not estimator.warm_start or not hasattr(estimator, "factors_") or unit == 0:
+        return None
+    factors = estimator.factors_
+    ends = (len(factors[0]),) * 2 if symmetric else (factors[-1].shape[0], factors[0].shape[1])
+    if ends != tuple(shape):
+        raise ValueError(f"warm_start: the last fit's matrix was {ends}, this one is {tuple(shape)}; use a clone")
+    depth = 2 if symmetric else len(factors)
+    if estimator.depth not in (None, depth):
+        raise ValueError(f"warm_start: the last fit had depth {depth}, depth={estimator.depth!r} is asked; use a clone")
+    inner = (factors[0].shape[1],) if symmetric else tuple(w.shape[0] for w in factors[:-1])
+    asked = (estimator.width,) * len(inner) if np.ndim(estimator.width) == 0 else tuple(estimator.width)
+    if estimator.width is not None and asked != inner:
+        raise ValueError(f"warm_start: the last fit had width {inner}, width={estimator.width!r} is asked; use a clone")
+    return [w / unit ** (1 / depth) for w in factors]
+
+
+def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale, seed, symmetric=False):
+    """Run ``solve`` with the estimator's settings; an unsuccessful end is left to :func:`set_fitted` to report."""
+    return solve(
+        operator,
+        y,
+        depth=depth,
+        width=width,
+        factors=start,
+        symmetric=symmetric,
+        init_scale=init_scale,
+        rule=estimator.rule,
+        max_iter=estimator.max_iter,
+        tol=estimator.tol,
+        validation=held_out,
+        patience=estimator.patience,
+        callback=_Progress(type(estimator).__name__, depth) if estimator.verbose else None,
+        device=estimator.device,
+        n_threads=estimator.n_threads,
+        dtype=y.dtype,
+        random_state=seed,
+        on_failure="ignore",
+    )
+
+
+class _Progress:
+    """A callback of ``solve`` that logs every twentieth record."""
+
+    def __init__(self, name, depth):
+        self.name, self.depth, self.count = name, depth, 0
+
+    def __call__(self, progress):
+        if self.count % _LOG_EVERY == 0:
+            held_out = progress.values.get("validation")
+            logger.info(
+                "%s depth %s: iteration %d, loss %.4g%s, %.1f s",
+                self.name,
+                "default" if self.depth is None else self.depth,
+                progress.iteration,
+                progress.values["loss"],
+                "" if held_out is None else f", held out {held_out:.4g}",
+                progress.elapsed,
+            )
+        self.count += 1
+
+
+def set_fitted(estimator, solution, unit):
+    """Set the attributes that every estimator has, and warn if the descent did not end well.
+
+    The factors take the ``unit`` of the data in equal parts, which keeps them balanced.
+
+    Warns
+    -----
+    ConvergenceWarning
+        With the sentence of the status.
+    """
+    depth = 2 if solution.symmetric else len(solution.factors)
+    solution.factors = [w * w.dtype.type(unit ** (1 / depth)) for w in solution.factors]
+    estimator.factors_ = solution.factors
+    estimator.depth_ = depth
+    estimator.n_iter_ = solution.n_iter
+    estimator.status_ = solution.status
+    estimator.history_ = solution.history
+    estimator.device_ = solution.device
+    estimator.solver_ = "descent"
+    # With held-out data the best point on the path is returned, and a descent that stalls has no more path to offer.
+    settled = solution.status is Status.STALLED and "validation" in solution.history
+    if not (solution.status.success or settled):
+        warnings.warn(
+            f"{type(estimator).__name__}: {solution.status.name}: {solution.status.sentence}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def thin_svd(left, right):
+    """Return U, s, V^T of ``left @ right`` in float64, through QR of the two sides where they are thin.
+
+    Parameters
+    ----------
+    left, right : ndarray of shape (n1, h) and (h, n2)
+
+    Returns
+    -------
+    u, s, vt : ndarray of shape (n1, k), (k,) and (k, n2), k = min(n1, h, n2)
+    """
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    n1, h = left.shape
+    n2 = right.shape[1]
+    if 2 * h >= min(n1, n2):
+        u, s, vt = np.linalg.svd(left @ right, full_matrices=False)
+    else:
+        ql, rl = np.linalg.qr(left)
+        qr, rr = np.linalg.qr(right.T)
+        u, s, vt = np.linalg.svd(rl @ rr.T)
+        u, vt = ql @ u, vt @ qr.T
+    k = min(n1, h, n2)
+    return u[:, :k], s[:k], vt[:k]
+
+
+def effective_rank(s):
+    """Return exp(-sum p log p), p = s / sum s, the entropy's number of singular values; 0 for zeros alone."""
+    share = s[s > 0] / s.sum() if s.any() else s[:0]
+    return float(np.exp(-(share * np.log(share)).sum())) if share.size else 0.0
