@@ -1,7 +1,7 @@
 """One evaluation of a small completion problem: the whole chain in one compiled call against separate products.
 
 Depth 3, square masks, one thread; medians of interleaved calls in microseconds, and their ratio. The width up to which
-the one call is chosen (``fastdmf.operators``) comes from this table.
+the one call is chosen (``fastdmf.masks``) comes from this table.
 
     python bench/chain.py
 """
@@ -13,7 +13,7 @@ import numpy as np
 import fastdmf
 from fastdmf.backend import get_backend, thread_limits
 from fastdmf.chain import Layout, initial_factors
-from fastdmf.operators import _FusedChain
+from fastdmf.masks import FusedChain
 from fastdmf.problem import Problem
 
 
@@ -32,7 +32,7 @@ def main():
                     bound = operator.bind(get_backend(), y, dtype=dtype, width=width)
                     bound.route = "one_pass_serial"
                     fused, separate = Problem(bound, layout, 1), Problem(bound, layout, 1)
-                    fused._fused, separate._fused = _FusedChain(bound, layout), None
+                    fused._fused, separate._fused = FusedChain(bound, layout), None
                     x = layout.allocate(1, dtype)
                     layout.write(x, initial_factors(layout, "gaussian", 1.0, 0))
                     grad = np.zeros_like(x)

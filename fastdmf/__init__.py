@@ -3,14 +3,18 @@
 The map of the package (imports go only downwards in this list)::
 
     backend      numpy and the compiled kernels behind one handle
-    operators    EntryMask, GaussianDense, RankOne, any scipy LinearOperator
+    losses       elementwise losses
+    contract     what an operator is: Operator, Bound
+    masks, operators   EntryMask; GaussianDense, RankOne, any scipy LinearOperator
     chain        the factors: layout, products, gradients, starting points
     problem      operator + data + normalisation -> value and gradient
-    rules        step rules: auto, gd, momentum, nesterov, group_rmsprop, adam
+    rule         what a step rule is: Rule, State
+    auto, rules  the default rule; gd, momentum, nesterov, group_rmsprop, adam
     engine       the one loop: records, stop tests, status
     descent      solve(...)
+    fitting      what the estimators share
     imputer, sensing   DMFImputer, DMFSensing: the scikit-learn estimators
-    cli          the ``fastdmf`` command
+    demo, cli    the ``fastdmf`` command
 
 Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
 """
@@ -18,9 +22,9 @@ Public names are loaded on first use, so that ``import fastdmf`` costs milliseco
 __version__ = "0.1.0"
 
 _HOME = {
-    "EntryMask": "operators",
+    "EntryMask": "masks",
     "GaussianDense": "operators",
-    "Operator": "operators",
+    "Operator": "contract",
     "RankOne": "operators",
     "Solution": "engine",
     "Status": "engine",

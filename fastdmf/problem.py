@@ -20,7 +20,7 @@ class Problem:
 
     Parameters
     ----------
-    bound : fastdmf.operators.Bound
+    bound : fastdmf.contract.Bound
     layout : fastdmf.chain.Layout
     batch : int
         Number B of slices.

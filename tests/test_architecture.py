@@ -13,8 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"kernels"},
     {"backend", "losses"},
-    {"operators", "chain"},
+    {"contract", "chain"},
+    {"masks"},
+    {"operators"},
     {"problem"},
+    {"rule"},
+    {"auto"},
     {"rules"},
     {"engine"},
     {"descent"},
@@ -25,7 +29,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The loop drives any solver, so it knows none, although it stands above their parts.
-FORBIDDEN = {"engine": {"problem", "rules", "chain", "operators", "losses"}}
+FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract", "masks", "operators", "losses"}}
 MAY_IMPORT = {
     "sklearn": {"fitting", "imputer", "sensing", "demo"},
     "cupy": {"backend", "kernels"},

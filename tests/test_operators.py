@@ -5,7 +5,8 @@ import pytest
 from conftest import LOSSES, OPERATORS, random_mask
 
 import fastdmf
-from fastdmf.operators import Bound, EntryMask, GaussianDense, RankOne, as_operator
+from fastdmf.contract import Bound
+from fastdmf.operators import EntryMask, GaussianDense, RankOne, as_operator
 
 SHAPES = [(1, 1, 1), (2, 31, 9), (33, 17, 101), (57, 31, 3)]
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import OPERATORS, completion, random_mask
 
 import fastdmf
+from fastdmf.auto import _inverse_hessian
 from fastdmf.chain import Layout, initial_factors
 from fastdmf.engine import SolveWarning, Status
 from fastdmf.problem import Problem
@@ -19,7 +20,6 @@ from fastdmf.rules import (
     GroupRMSprop,
     Momentum,
     Nesterov,
-    _inverse_hessian,
     as_rule,
 )
 

@@ -1,0 +1,335 @@
+"""Observed entries of a matrix: the operator of completion, and its bound form on the entry kernels."""
+
+import numpy as np
+
+from fastdmf.contract import Bound, Operator, check_shape
+
+__all__ = ["EntryMask", "FusedChain"]
+
+
+def _check_indices(name, index, n):
+    """Return ``index`` as a 1-d array of whole numbers in [0, n)."""
+    index = np.asarray(index)
+    if index.ndim != 1:
+        raise ValueError(f"{name} must have 1 dimension, got shape {index.shape}")
+    if index.size == 0:
+        return np.zeros(0, np.int64)
+    if index.dtype.kind == "f" and (index == np.floor(index)).all():
+        index = index.astype(np.int64)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold whole numbers, got dtype {index.dtype}")
+    low, high = index.min(), index.max()
+    if low < 0:
+        raise ValueError(f"{name} must not be negative, got {low} (indices count from 0)")
+    if high >= n:
+        raise ValueError(f"{name} must be below {n}, the matrix's size in that direction, got {high}")
+    return index
+
+
+class EntryMask(Operator):
+    """Observed entries X[rows, cols] (matrix completion).
+
+    Parameters
+    ----------
+    rows, cols : array of int, shape (m,)
+        Indices from 0, in any order; every entry at most once.
+    shape : tuple of int
+        (n1, n2).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an index is negative, fractional or out of range, the lengths differ, there is no entry, or an entry comes
+        twice.
+
+    Notes
+    -----
+    Kept sorted by row and column (8 + 4 bytes an entry with int32 columns). Nothing of size n1 x n2 is formed unless
+    the mask is so dense that the products of full matrices are quicker.
+    """
+
+    curvature_factor = 1.3
+
+    def __init__(self, rows, cols, shape):
+        self.shape = check_shape(shape)
+        n1, n2 = self.shape
+        rows, cols = _check_indices("rows", rows, n1), _check_indices("cols", cols, n2)
+        if len(rows) != len(cols):
+            raise ValueError(f"rows and cols must have the same length, got {len(rows)} and {len(cols)}")
+        if len(rows) == 0:
+            raise ValueError("rows and cols are empty: at least one observed entry is needed")
+        self.size = len(rows)
+        from fastdmf.kernels.cpu import entry_sort
+
+        self.indptr, self.indices, order = entry_sort(np.ascontiguousarray(rows), np.ascontiguousarray(cols), n1, n2)
+        self._refuse_duplicates()
+        # None stands for "came sorted".
+        self.order = None if bool((order[1:] > order[:-1]).all()) else order
+
+    def _refuse_duplicates(self):
+        again = np.zeros(self.size + 1, bool)
+        again[1:-1] = self.indices[1 : self.size] == self.indices[: self.size - 1]
+        again[self.indptr] = False  # the first entry of a row repeats nothing
+        count = int(again.sum())
+        if count:
+            k = int(again.argmax())
+            row = int(np.searchsorted(self.indptr, k, side="right")) - 1
+            raise ValueError(
+                f"{count} entries occur more than once, the first at row {row}, column {self.indices[k]}: "
+                "combine duplicate entries (sum, mean or last) before"
+            )
+
+    @property
+    def rows(self):
+        """Row indices in the order they were given, shape (m,)."""
+        return self.unsort(np.repeat(np.arange(self.shape[0]), np.diff(self.indptr)))
+
+    @property
+    def cols(self):
+        """Column indices in the order they were given, shape (m,)."""
+        return self.unsort(self.indices[: self.size])
+
+    def sort(self, values):
+        """Bring values (..., m) from the order of the measurements into sorted order."""
+        return values if self.order is None else values[..., self.order]
+
+    def unsort(self, values):
+        """Bring values (..., m) from sorted order into the order of the measurements."""
+        if self.order is None:
+            return values
+        out = np.empty_like(values)
+        out[..., self.order] = values
+        return out
+
+    def apply(self, x):
+        return x[self.rows, self.cols]
+
+    def adjoint(self, r):
+        g = np.zeros(self.shape, r.dtype)
+        g[self.rows, self.cols] = r
+        return g
+
+    def restrict(self, index):
+        return EntryMask(self.rows[index], self.cols[index], self.shape)
+
+    def squared_norms(self):
+        return np.ones(self.size)
+
+    @property
+    def _bound(self):
+        return _BoundMask
+
+
+class _BoundMask(Bound):
+    """Observed entries: sparse kernels on padded rows, or the dense route where the mask is dense."""
+
+    # Ranges of columns that threads take in turn.
+    _COLUMN_RANGES = 16
+    # Cells of a dense mask under which the parallel region costs more than it saves.
+    _SERIAL_CELLS = 100_000
+
+    def _own(self, y, weights):
+        kernels, op = self.backend.kernels, self.operator
+        n1, n2 = op.shape
+
+        def padded(a):
+            out = np.zeros((len(a), op.size + kernels.PAD), self.dtype)
+            out[:, : op.size] = op.sort(np.asarray(a))
+            return out
+
+        self._y = padded(y)
+        self._w = None if weights is None else padded(weights)
+        width = min(n1, n2) if self.width is None else self.width
+        self.route, self._n_ranges = kernels.entry_route(n1, n2, op.size, width, self.batch, self.dtype)
+        self._block_rows = kernels.BLOCK_ROWS
+        self._structures = {}
+
+    @property
+    def y(self):
+        """Data in the order of the measurements."""
+        return self.operator.unsort(self._y[:, : self.operator.size])
+
+    @property
+    def weights(self):
+        """Weights in the order of the measurements, or None."""
+        return None if self._w is None else self.operator.unsort(self._w[:, : self.operator.size])
+
+    def _structure(self, name, build):
+        if name not in self._structures:
+            self._structures[name] = build()
+        return self._structures[name]
+
+    def _cuts(self):
+        return self.backend.kernels.entry_cuts(self.operator.indptr, self._n_ranges)
+
+    def _blocks(self):
+        """Column-major copy inside row blocks: pointers, rows, data, weights, and column ranges."""
+        op, kernels = self.operator, self.backend.kernels
+        bptr, brows, border = kernels.entry_blocks(op.indptr, op.indices, *op.shape, self._block_rows)
+
+        def gathered(a):
+            if a is None:
+                return None
+            out = np.zeros_like(a)
+            out[:, : op.size] = a[:, border]
+            return out
+
+        cuts = kernels.entry_column_cuts(bptr, op.shape[1], self._COLUMN_RANGES)
+        return bptr, brows, gathered(self._y), gathered(self._w), cuts
+
+    def _dense(self):
+        """Data and weights as full matrices, zero at the holes."""
+        op = self.operator
+        rows, cols = np.repeat(np.arange(op.shape[0]), np.diff(op.indptr)), op.indices[: op.size]
+        y = np.zeros((len(self._y), *op.shape), self.dtype)
+        y[:, rows, cols] = self._y[:, : op.size]
+        w = np.zeros((1 if self._w is None else len(self._w), *op.shape), self.dtype)
+        w[:, rows, cols] = 1 if self._w is None else self._w[:, : op.size]
+        return y, w
+
+    def loss_and_adjoint(self, x, out):
+        y, w = self._structure("dense", self._dense)
+        # The kernel works in place and on contiguous matrices; slices of a chain's buffer have gaps between them.
+        g = out if out.flags.c_contiguous else self._buffer("g", out.shape)
+        if g is not x:
+            g[:] = x
+        losses = np.empty(len(x))
+        kernels = self.backend.kernels
+        residual = kernels.dense_residual_serial if g.size < self._SERIAL_CELLS else kernels.dense_residual
+        residual(g, losses, y, w, self.loss.code, self.loss.delta)
+        if g is not out:
+            out[:] = g
+        return losses
+
+    def loss_and_pull(self, p, qt, gp, gqt, probe=None):
+        if self.route == "dense":
+            return super().loss_and_pull(p, qt, gp, gqt, probe)
+        h = p.shape[2]
+        if probe is None and self._fits(p) and self._fits(qt) and self._fits(gp) and self._fits(gqt):
+            for name in ("p", "qt", "gp", "gqt"):  # left by wider calls: as much memory as the factors
+                self._release(name)
+            return self._sparse_loss_and_pull(p, qt, gp, gqt)
+        # Two more columns, P' = [P, 0, u] and Q'^T = [Q^T, v, 0], leave P Q unchanged and bring G v and G^T u along.
+        u, v = (None, None) if probe is None else probe
+        pw, qw = self._staged("p", p, u, 1), self._staged("qt", qt, v, 0)
+        gpw, gqw = self._buffer("gp", pw.shape), self._buffer("gqt", qw.shape)
+        losses = self._sparse_loss_and_pull(pw, qw, gpw, gqw)
+        gp[:], gqt[:] = gpw[:, :, :h], gqw[:, :, :h]
+        if probe is not None:
+            u[:], v[:] = gpw[:, :, h], gqw[:, :, h + 1]
+        return losses
+
+    def _fits(self, a):
+        return a.shape[2] % self.backend.kernels.row_multiple(self.dtype) == 0 and a.flags.c_contiguous
+
+    def _staged(self, name, a, extra=None, place=0):
+        """Copy ``a`` (B, n, h) into rows padded with zeros, with ``extra`` (B, n) in column h + place."""
+        batch, n, h = a.shape
+        multiple = self.backend.kernels.row_multiple(self.dtype)
+        wide = -(-(h + (0 if extra is None else 2)) // multiple) * multiple
+        out = self._buffer(name, (batch, n, wide))
+        out[:, :, :h] = a
+        out[:, :, h:] = 0
+        if extra is not None:
+            out[:, :, h + place] = extra
+        return out
+
+    def _sparse_loss_and_pull(self, p, qt, gp, gqt):
+        """One evaluation on padded rows by the route chosen in bind."""
+        kernels, op = self.backend.kernels, self.operator
+        losses = np.empty(len(p))
+        head = (gp, gqt, losses, p, qt, op.indptr, op.indices, self._y, self._w)
+        loss = (self.loss.code, self.loss.delta)
+        if self.route == "one_pass_serial":
+            kernels.entry_one_pass_serial(*head, *loss)
+        elif self.route == "one_pass":
+            copies = self._buffer("copies", (len(p), self._n_ranges, *qt.shape[1:]))
+            kernels.entry_one_pass(*head, *loss, self._structure("cuts", self._cuts), copies)
+        else:
+            *blocks, column_cuts = self._structure("blocks", self._blocks)
+            kernels.entry_two_pass(*head, *blocks, *loss, self._structure("cuts", self._cuts), column_cuts)
+        return losses
+
+    # Sums over the data in sorted order, so that no bit depends on the order in which the entries were given.
+
+    def null_losses(self):
+        rho = self.loss.rho(self._y)  # zero where y is padded with zeros
+        return (rho if self._w is None else rho * self._w).sum(axis=1, dtype=np.float64)
+
+    def weight_sums(self):
+        return np.array([float(self.operator.size)]) if self._w is None else self._w.sum(axis=1, dtype=np.float64)
+
+    def curvature(self):
+        n1, n2 = self.operator.shape
+        return self.operator.curvature_factor * self.weight_sums() / (n1 * n2)
+
+    def fuse_chain(self, layout):
+        if layout.symmetric or layout.depth < 2 or self.route == "dense" or max(layout.shape) > _SMALL:
+            return None
+        # A batch also gains its parallel loop over the slices.
+        narrow = self.route == "one_pass_serial" and layout.width <= _FUSED_WIDTH
+        return FusedChain(self, layout) if narrow or self.batch > 1 else None
+
+    def _forward_sorted(self, p, qt):
+        kernels, op = self.backend.kernels, self.operator
+        out = np.empty((len(p), op.size), self.dtype)
+        p, qt = (a if self._fits(a) else self._staged(n, a) for n, a in (("p", p), ("qt", qt)))
+        kernels.entry_forward(out, p, qt, op.indptr, op.indices)
+        return out
+
+    def forward(self, p, qt):
+        return self.operator.unsort(self._forward_sorted(p, qt))
+
+    def losses(self, p, qt):
+        m = self.operator.size
+        rho = self.loss.rho(self._forward_sorted(p, qt) - self._y[:, :m])
+        if self._w is not None:
+            rho = rho * self._w[:, :m]
+        return rho.sum(axis=1, dtype=np.float64)
+
+    def pull(self, r, p, qt):
+        kernels, op = self.backend.kernels, self.operator
+        h = p.shape[2]
+        rs = np.zeros((len(r), op.size + kernels.PAD), self.dtype)
+        rs[:, : op.size] = op.sort(r)
+        pw, qw = self._staged("p", p), self._staged("qt", qt)
+        gp, gqt = np.empty_like(pw), np.empty_like(qw)
+        copies = self._buffer("copies", (len(p), self._n_ranges, *qw.shape[1:]))
+        kernels.entry_pull(gp, gqt, rs, pw, qw, op.indptr, op.indices, self._structure("cuts", self._cuts), copies)
+        return np.ascontiguousarray(gp[:, :, :h]), np.ascontiguousarray(gqt[:, :, :h])
+
+
+# Rows or columns, and inner width, up to which a whole chain is evaluated in one compiled call. Its time over that of
+# separate products at n = 100: 0.7 at width 20, 0.9 at 32 and 48, 0.9 to 1.0 at 64 and 100 (bench/chain.py), where the
+# products are all there is.
+_SMALL, _FUSED_WIDTH = 500, 32
+
+
+class FusedChain:
+    """All products, residuals and gradients of one evaluation of a small mask problem in one compiled call."""
+
+    def __init__(self, bound, layout):
+        kernels = bound.backend.kernels
+        self.bound, self.layout = bound, layout
+        self.offsets = np.array(layout.offsets[:-1], np.int64)
+        self.dims = np.array(layout.dims, np.int64)
+        length = kernels.chain_entry_work(layout.dims, layout.cut, bound.dtype)
+        self.work = np.zeros((bound.batch, length), bound.dtype)
+        self.kernel = kernels.chain_entry_serial if bound.batch == 1 else kernels.chain_entry_batched
+
+    def __call__(self, x, grad, probe):
+        bound, layout = self.bound, self.layout
+        (n1, n2), h, op = layout.shape, layout.width, bound.operator
+        multiple = bound.backend.kernels.row_multiple(bound.dtype)
+        padded = -(-(h + (0 if probe is None else 2)) // multiple) * multiple
+        losses = np.empty(len(x))
+        out = None if probe is None else tuple(a.copy() for a in probe)
+        data = (op.indptr, op.indices, bound._y, bound._w, bound.loss.code, bound.loss.delta)
+        self.kernel(grad, losses, x, self.offsets, self.dims, layout.cut, *data, probe, out, self.work)
+        if probe is not None:
+            # G v for u and G^T u for v.
+            probe[0][:], probe[1][:] = out
+        # P and Q^T lie at the head of the scratch, in padded rows.
+        p = self.work[:, : n1 * padded].reshape(-1, n1, padded)[:, :, :h]
+        qt = self.work[:, n1 * padded : (n1 + n2) * padded].reshape(-1, n2, padded)[:, :, :h]
+        return losses, p, qt

@@ -1,0 +1,100 @@
+"""What a step rule is. A rule is a frozen bag of settings; its state is a separate value.
+
+``init(problem, x) -> state`` evaluates the start; ``step(problem, state)`` moves ``state.x`` and evaluates the new
+point. The state always describes one evaluated point *before* the update that leaves it: ``losses``, ``objective``,
+``grad`` and the ``step_size`` that the next update will use, so that a record is a plain read. ``take(keep)`` on a
+state keeps some slices of a batch. Everything a rule decides, it decides for each slice alone.
+
+A rule that multiplies all factors' gradients by one scalar follows the path of the gradient flow in another clock and
+keeps the implicit low-rank bias; one with a number for each coordinate (Adam) does not.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+__all__ = ["Rule", "State", "column", "start"]
+
+
+@dataclass
+class State:
+    """An evaluated point. Subclasses add what their rule remembers; arrays have the batch axis first.
+
+    ``failed`` marks slices in which the rule can make no progress any more.
+    """
+
+    x: np.ndarray
+    grad: np.ndarray
+    losses: np.ndarray
+    objective: np.ndarray
+    step_size: np.ndarray
+    failed: np.ndarray
+
+    def take(self, keep):
+        """Return the state of the slices ``keep`` (an index array)."""
+        return replace(
+            self,
+            **{f.name: value[keep] for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)},
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of the rules: parameters can be read and set as scikit-learn's tools expect."""
+
+    def get_params(self, deep=True):
+        """Return the settings as a dict."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def set_params(self, **params):
+        """Set settings in place, as ``sklearn.model_selection.GridSearchCV`` does on a clone."""
+        unknown = set(params) - {f.name for f in fields(self)}
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no parameters {sorted(unknown)}")
+        for name, value in params.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+        return self
+
+    def __post_init__(self):
+        """Check the settings."""
+
+    def _require(self, name, low, high=np.inf, *, closed=False):
+        value = getattr(self, name)
+        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        inside = number and np.isfinite(value) and (low <= value if closed else low < value) and value < high
+        if not inside:
+            bound = f"{'>=' if closed else '>'} {low:g}" + ("" if high == np.inf else f" and < {high:g}")
+            raise ValueError(f"{type(self).__name__}({name}=...) must be a number {bound}, got {value!r}")
+
+    # What the driver needs to know of a rule.
+    fixed_step = True  # may diverge or stand still; the driver watches for both
+    max_iter = 100_000  # default number of steps
+    check_every = 10  # default number of steps between records
+
+    def init(self, problem, x):
+        """Evaluate the start ``x`` (B, D), which the state takes over."""
+        raise NotImplementedError
+
+    def step(self, problem, state):
+        """Move ``state`` by one update and evaluate the new point."""
+        raise NotImplementedError
+
+
+def start(problem, x, step_size):
+    """Evaluate the start of a fixed-step rule; return the fields of its State."""
+    grad = np.zeros_like(x)
+    losses, objective = problem.evaluate(x, grad)
+    return {
+        "x": x,
+        "grad": grad,
+        "losses": losses,
+        "objective": objective,
+        "step_size": np.full(len(x), float(step_size)),
+        "failed": np.zeros(len(x), bool),
+    }
+
+
+def column(scalars, like):
+    """Turn (B,) scalars into a column of the precision of ``like``."""
+    return np.asarray(scalars).astype(like.dtype)[:, None]
