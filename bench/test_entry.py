@@ -6,11 +6,12 @@ columns by a power law). ``extra_info`` holds ns an entry. ``-k model`` prints t
 
 import time
 
-import fastdmf.kernels.cpu as cpu
 import numba
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+
+import fastdmf.kernels.cpu as cpu
 
 SIZES = {"quick": (6_000, 4_000, 300_000), "full": (138_000, 27_000, 5_000_000)}
 RANGES = 8

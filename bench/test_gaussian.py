@@ -3,10 +3,11 @@
 ``-k quick`` reads 80 MB, ``-k full`` 800 MB. ``extra_info`` holds GB of A a second.
 """
 
-import fastdmf.kernels.cpu as cpu
 import numba
 import numpy as np
 import pytest
+
+import fastdmf.kernels.cpu as cpu
 
 SIZES = {"quick": (2_000, 10_000), "full": (20_000, 10_000)}
 RANGES = 8

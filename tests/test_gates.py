@@ -4,10 +4,10 @@ import tracemalloc
 
 import numpy as np
 from conftest import completion, random_mask
-from fastdmf.kernels import cpu
 
 import fastdmf
 from fastdmf.chain import Layout
+from fastdmf.kernels import cpu
 from fastdmf.problem import Problem
 from fastdmf.rules import GradientDescent
 
@@ -64,7 +64,7 @@ def test_few_compiled_versions():
     def versions():
         return sum(
             len(f.signatures)
-            for module in (cpu.entry, cpu.gaussian)
+            for module in (cpu.dense, cpu.entry, cpu.gaussian)
             for f in vars(module).values()
             if hasattr(f, "signatures")
         )

@@ -14,8 +14,9 @@ import naive
 import numba
 import numpy as np
 import pytest
+
 from fastdmf.kernels import cpu
-from fastdmf.kernels.cpu import entry, gaussian, vectors
+from fastdmf.kernels.cpu import dense, entry, entry_index, gaussian, vectors
 
 SQUARED, HUBER, TRUNCATED, ABSOLUTE = range(4)
 # About twice the worst that was seen at AVX2 and at SSE width; the gaussian one is for a sum that cancels.
@@ -253,7 +254,7 @@ def test_offsets_are_64_bits_wide():
     indices[0] = n2 - 1
     cpu.entry_forward_serial(out, p, qt, np.array([0, 1]), indices)
     assert out[0, 0] == 48
-    assert entry._index_type(2**31 - 1) is np.int32 and entry._index_type(2**31) is np.int64
+    assert entry_index.index_type(2**31 - 1) is np.int32 and entry_index.index_type(2**31) is np.int64
 
 
 def test_width_that_is_not_padded_is_refused():
@@ -450,7 +451,7 @@ def test_chain(dims, cut, probing, dtype, batched):
 # What holds the family together --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [entry, gaussian])
+@pytest.mark.parametrize("module", [dense, entry, gaussian])
 def test_kernel_files_name_the_vectors_they_were_compiled_with(module):
     """Numba's disk cache watches the kernel's own file: an edit of vectors.py must be an edit there."""
     digest = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from fastdmf.kernels.cpu import vectors as v
 from numba import njit
+
+from fastdmf.kernels.cpu import vectors as v
 
 DTYPES = [np.float32, np.float64]
 ROW = (0, 0)

@@ -23,6 +23,10 @@ h numbers of G^T P read and written, in the two-pass route h of p read and the d
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  np.dot below calls SciPy's BLAS; limits on its threads miss it until loaded
+from numba import njit, prange, types
+from numba.extending import overload
+
+from fastdmf.kernels.cpu.entry_index import LINE, entry_column_cuts, row_multiple
 from fastdmf.kernels.cpu.vectors import (
     SQUARED,
     VECTOR_BYTES,
@@ -45,7 +49,6 @@ from fastdmf.kernels.cpu.vectors import (
     row_width,
     splat4_loss,
     splat_lane,
-    splat_loss,
     store,
     store_first,
     sub,
@@ -55,39 +58,23 @@ from fastdmf.kernels.cpu.vectors import (
     zero_row,
     zero_sum,
 )
-from numba import njit, prange, types
-from numba.extending import overload
 
 __all__ = [
-    "BLOCK_ROWS",
-    "PAD",
-    "aligned_empty",
     "chain_entry_batched",
     "chain_entry_serial",
     "chain_entry_work",
-    "dense_residual",
-    "dense_residual_serial",
-    "entry_blocks",
-    "entry_column_cuts",
-    "entry_cuts",
     "entry_forward",
     "entry_forward_serial",
     "entry_one_pass",
     "entry_one_pass_serial",
     "entry_pull",
     "entry_pull_serial",
-    "entry_route",
-    "entry_sort",
     "entry_two_pass",
-    "row_multiple",
 ]
 
 # The head of sha256 of vectors.py: numba's disk cache watches this file only, so an edit there must be one here.
 VECTORS_REVISION = "90711c35a34a"
 
-PAD = 16
-
-_LINE = 64
 # Bytes of the widest row that is kept in registers: four of them. With AVX2 and factors in L2 that took 6.2 ns an
 # entry at h = 32 float32 against 7.6 by lines; eight registers took 12.9 at h = 64 against 10.4 by lines.
 _NARROW = 4 * VECTOR_BYTES
@@ -95,27 +82,9 @@ _AHEAD = 8  # entries between a prefetch and its use; 8 and 12 were equal, 4 was
 _NEAR = 1 << 15  # numbers of a gathered factor that a core's own cache holds, beside its gradient: no prefetch
 _LINES_AHEAD = 8  # lines of a wide row that are asked for; the hardware follows from there
 _PIECES = 16  # ranges of work whose sums do not depend on the cut
-_DENSE_CHUNK = 8192  # cells of a dense mask whose losses are one partial sum
-_WIDE = (0,) * (_LINE // VECTOR_BYTES)  # the token of one cache line, the step through a wide row
+_WIDE = (0,) * (LINE // VECTOR_BYTES)  # the token of one cache line, the step through a wide row
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
-
-
-def row_multiple(dtype):
-    """Return the multiple to which the width of the factors is padded: one cache line of ``dtype``."""
-    return _LINE // np.dtype(dtype).itemsize
-
-
-def aligned_empty(shape, dtype):
-    """Return an uninitialised C-contiguous array that starts on a cache line.
-
-    NumPy aligns to 16 bytes, so that half of the vectors of a row would straddle two lines.
-    """
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _token(h, dtype):
@@ -124,178 +93,6 @@ def _token(h, dtype):
         raise ValueError(f"p and qt: width {h} is not a multiple of {row_multiple(dtype)} for {dtype}")
     size = h * dtype.itemsize
     return (0,) * (size // VECTOR_BYTES) if size <= _NARROW else h
-
-
-# Orders of the entries -----------------------------------------------------------------------------------------
-
-
-def _index_type(largest):
-    return np.int32 if largest <= np.iinfo(np.int32).max else np.int64
-
-
-@njit(**_SETTINGS)
-def _count(pointers, keys):
-    """Fill pointers[k + 1] with the number of keys below or equal to k."""
-    pointers[:] = 0
-    for k in range(keys.shape[0]):
-        pointers[keys[k] + 1] += 1
-    for k in range(1, pointers.shape[0]):
-        pointers[k] += pointers[k - 1]
-
-
-@njit(**_SETTINGS)
-def _sort(indptr, indices, order, by_column, colptr, rows, cols):
-    _count(colptr, cols)
-    for k in range(cols.shape[0]):
-        j = cols[k]
-        by_column[colptr[j]] = k
-        colptr[j] += 1
-    _count(indptr, rows)
-    for s in range(rows.shape[0]):
-        k = by_column[s]
-        i = rows[k]
-        place = indptr[i]
-        indices[place] = cols[k]
-        order[place] = k
-        indptr[i] = place + 1
-    # Every pointer has moved to the start of the next row.
-    for i in range(indptr.shape[0] - 1, 0, -1):
-        indptr[i] = indptr[i - 1]
-    indptr[0] = 0
-
-
-def entry_sort(rows, cols, n1, n2):
-    """Sort entries by row, then column, keeping the order of equal ones: two stable counting sorts.
-
-    Parameters
-    ----------
-    rows, cols : (nnz,) integers in [0, n1) and [0, n2)
-        Not validated.
-
-    Returns
-    -------
-    indptr : (n1 + 1,) int64
-    indices : (nnz + PAD,) int32, or int64 where n2 needs it; zeros behind the last entry
-    order : (nnz,) int32, or int64 where nnz needs it
-        order[k] is the place in the input of sorted entry k.
-    """
-    rows, cols = np.ascontiguousarray(rows), np.ascontiguousarray(cols)
-    if rows.dtype != cols.dtype or rows.dtype not in (np.int32, np.int64):
-        rows, cols = rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
-    nnz = rows.shape[0]
-    indptr = np.empty(n1 + 1, np.int64)
-    indices = np.zeros(nnz + PAD, _index_type(n2))
-    order = np.empty(nnz, _index_type(nnz))
-    _sort(indptr, indices, order, np.empty_like(order), np.empty(n2 + 1, np.int64), rows, cols)
-    return indptr, indices, order
-
-
-@njit(**_SETTINGS)
-def _blocks(bptr, brows, border, indptr, indices, n2, block_rows):
-    n1 = indptr.shape[0] - 1
-    bptr[:] = 0
-    for i in range(n1):
-        base = i // block_rows * n2
-        for k in range(indptr[i], indptr[i + 1]):
-            bptr[base + indices[k] + 1] += 1
-    for s in range(1, bptr.shape[0]):
-        bptr[s] += bptr[s - 1]
-    for i in range(n1):
-        base = i // block_rows * n2
-        for k in range(indptr[i], indptr[i + 1]):
-            segment = base + indices[k]
-            place = bptr[segment]
-            brows[place] = i
-            border[place] = k
-            bptr[segment] = place + 1
-    for s in range(bptr.shape[0] - 1, 0, -1):
-        bptr[s] = bptr[s - 1]
-    bptr[0] = 0
-
-
-def entry_blocks(indptr, indices, n1, n2, block_rows):
-    """Order sorted entries for the column pass: by block of ``block_rows`` rows, then column, then row.
-
-    Returns
-    -------
-    bptr : (nblocks n2 + 1,) int64
-        Column j of block b holds bptr[b n2 + j] to bptr[b n2 + j + 1].
-    brows : (nnz + PAD,) int32, or int64 where n1 needs it; zeros behind the last entry
-    border : (nnz,) int32, or int64 where nnz needs it
-        border[k] is the place in the row order of entry k: ``yb[:nnz] = y[border]``.
-    """
-    nnz = int(indptr[-1])
-    bptr = np.empty(-(-n1 // block_rows) * n2 + 1, np.int64)
-    brows = np.zeros(nnz + PAD, _index_type(n1))
-    border = np.empty(nnz, _index_type(nnz))
-    _blocks(bptr, brows, border, indptr, indices, n2, block_rows)
-    return bptr, brows, border
-
-
-def entry_cuts(indptr, ranges):
-    """Cut the rows into ``ranges`` runs with about equally many entries: (ranges + 1,) int64."""
-    targets = np.arange(1, ranges) * (int(indptr[-1]) / ranges)
-    return np.concatenate(([0], np.searchsorted(indptr, targets), [indptr.shape[0] - 1])).astype(np.int64)
-
-
-def entry_column_cuts(bptr, n2, ranges):
-    """Cut the columns of ``entry_blocks`` into runs with about equally many entries: (ranges + 1,) int64."""
-    counts = np.diff(bptr).reshape(-1, n2).sum(axis=0)
-    return entry_cuts(np.concatenate(([0], np.cumsum(counts))), ranges)
-
-
-# Choice of the route -------------------------------------------------------------------------------------------
-# ns an entry on one core by the bytes of a padded row, the smaller of both dtypes; from bench/test_entry.py on two
-# cores of a Zen 3 with AVX2 (512 KB L2), 400,000 entries in 2000 x 2000 (near) and 5M in 138,000 x 27,000 (far).
-_ROW_BYTES = (64, 128, 256, 512)
-_ONE_PASS_NS = {"near": (3.2, 7.6, 13.3, 29.6), "far": (3.7, 10.3, 19.8, 55.0)}
-_TWO_PASS_NS = {"near": (4.6, 8.0, 14.6, 27.6), "far": (6.6, 15.9, 26.0, 58.2)}
-_ROW_NS = 25  # more for each row: its tail group and its start
-_DENSE_FLOPS = {4: 75.0, 8: 36.0}  # flops a ns of the three products at n = 300 to 1000, by the size of a number
-_DENSE_CELL_NS = {4: 0.28, 8: 0.43}
-_COPY_NS = 3 / 25  # ns a byte of a copy of G^T P: cleared, filled, added at 25 GB/s
-_SERIAL_NS = 100_000  # a parallel region costs more than it saves on less work
-_WORKERS = 8  # items of work, ranges times runs, that are worth having
-BLOCK_ROWS = 16_384  # rows of one block of the column pass: segments long enough, 1 to 8 MB of p
-
-
-def entry_route(n1, n2, nnz, h, batch, dtype):
-    """Choose the route of an entry mask by a cost model; the answer does not depend on the number of threads.
-
-    Parameters
-    ----------
-    h : int
-        Width of the factors, padded or not.
-    batch : int
-        Number of runs that share the mask.
-
-    Returns
-    -------
-    route : {"one_pass", "one_pass_serial", "two_pass", "dense"}
-        "dense" asks for P Q^T by BLAS, ``dense_residual`` and two more products.
-    ranges : int
-        Ranges of rows for "one_pass" and "two_pass" (``entry_cuts``); 1 for the others.
-    """
-    itemsize = np.dtype(dtype).itemsize
-    size = -(-h * itemsize // _LINE) * _LINE
-    place = "near" if n2 * size <= 1 << 18 else "far"
-
-    def per_entry(table):
-        return float(np.interp(size, _ROW_BYTES, table[place])) * max(1.0, size / _ROW_BYTES[-1])
-
-    one = nnz * per_entry(_ONE_PASS_NS) + n1 * _ROW_NS
-    two = nnz * per_entry(_TWO_PASS_NS) + (n1 + n2) * _ROW_NS
-    cells = n1 * n2
-    if 6 * cells * h / _DENSE_FLOPS[itemsize] + cells * _DENSE_CELL_NS[itemsize] < one:
-        return "dense", 1
-    if batch * one < _SERIAL_NS:
-        return "one_pass_serial", 1
-    copy = n2 * size * _COPY_NS
-    # As many ranges as there should be workers, while their copies stay below a fifth of the pass.
-    ranges = max(1, min(-(-_WORKERS // batch), int(0.2 * one / copy)))
-    if ranges * batch < 2 or one + ranges * copy > two:
-        return "two_pass", 2 * _WORKERS
-    return "one_pass", ranges
 
 
 # One row after another -----------------------------------------------------------------------------------------
@@ -1066,70 +863,3 @@ def chain_entry_batched(
         probe_out,
         work,
     )
-
-
-# Dense masks ---------------------------------------------------------------------------------------------------
-
-
-@njit(**_SETTINGS)
-def _dense_chunk(g, y, w, loss, begin, end, weighted):
-    """Replace g by w psi(g - y) on the flat cells begin..end and return their loss."""
-    lanes = row_width(g, (0,))
-    shape = splat_loss(g, loss)
-    total = zero_sum()
-    for k in range(begin, end, lanes):
-        left = end - k
-        if left >= lanes:
-            rho, psi = rho_psi(sub(load(g, k), load(y, k)), shape)
-        else:
-            rho, psi = rho_psi(sub(load_first(g, k, left), load_first(y, k, left)), shape)
-        if weighted:
-            weight = load(w, k) if left >= lanes else load_first(w, k, left)
-            rho, psi = mul(weight, rho), mul(weight, psi)
-        if left >= lanes:
-            store(g, k, psi)
-        else:
-            rho = first(rho, left)
-            store_first(g, k, psi, left)
-        total = add(total, widen(rho))
-    return sum1(total)
-
-
-@njit(parallel=True, **_SETTINGS)
-def _dense(g, losses, partial, y, w, loss, weighted):
-    runs, chunks = partial.shape
-    cells = g.shape[1] * g.shape[2]
-    for item in prange(runs * chunks):
-        b, k = item // chunks, item % chunks
-        end = min((k + 1) * _DENSE_CHUNK, cells)
-        yb, wb = y[b % y.shape[0]], w[b % w.shape[0]]
-        partial[b, k] = _dense_chunk(g[b], yb, wb, loss, k * _DENSE_CHUNK, end, weighted)
-    for b in range(runs):
-        losses[b] = 0.0
-        for k in range(chunks):
-            losses[b] += partial[b, k]
-
-
-@njit(**_SETTINGS)
-def _dense_serial(g, losses, y, w, loss, weighted):
-    cells = g.shape[1] * g.shape[2]
-    for b in range(g.shape[0]):
-        losses[b] = _dense_chunk(g[b], y[b % y.shape[0]], w[b % w.shape[0]], loss, 0, cells, weighted)
-
-
-def dense_residual(g, losses, y, w, code, delta):
-    """Turn products into pulls on a dense mask, in parallel: g <- w psi(g - y), losses_b = sum w rho(g - y).
-
-    ``g`` (B, n1, n2) holds P Q^T on entry; ``y`` and ``w`` are (1 or B, n1, n2) with w = 0 and a finite y at the
-    holes, or w None. Overwrites ``g`` and ``losses`` (B,) float64. About 8 flops and 4 numbers moved a cell.
-    """
-    cells = g.shape[1] * g.shape[2]
-    partial = np.empty((g.shape[0], -(-cells // _DENSE_CHUNK)))
-    weighted = w is not None
-    _dense(g, losses, partial, y, w if weighted else y, loss_numbers(code, delta), weighted)
-
-
-def dense_residual_serial(g, losses, y, w, code, delta):
-    """Work as ``dense_residual`` does, on the calling thread."""
-    weighted = w is not None
-    _dense_serial(g, losses, y, w if weighted else y, loss_numbers(code, delta), weighted)

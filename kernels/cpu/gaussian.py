@@ -12,6 +12,8 @@ is left goes one by one. Sums are over fixed ranges of rows, added in order: the
 """
 
 import numpy as np
+from numba import njit, prange
+
 from fastdmf.kernels.cpu.vectors import (
     VECTOR_BYTES,
     first,
@@ -35,7 +37,6 @@ from fastdmf.kernels.cpu.vectors import (
     widen,
     zero_row,
 )
-from numba import njit, prange
 
 __all__ = ["gaussian_forward", "gaussian_forward_serial", "gaussian_loss_pull", "gaussian_loss_pull_serial"]
 

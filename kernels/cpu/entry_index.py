@@ -1,0 +1,214 @@
+"""What a mask problem needs before its kernels run: padded rows, orders of the entries, cuts, and the route.
+
+Entries are sorted by row, then column, with ``PAD`` zeros behind the last index, so that a group of four and the
+prefetch ahead of it may read past the end; the column pass has them by row block, then column. Pointers are int64,
+indices int32 unless a dimension needs int64.
+"""
+
+import numpy as np
+from numba import njit
+
+__all__ = [
+    "BLOCK_ROWS",
+    "LINE",
+    "PAD",
+    "aligned_empty",
+    "entry_blocks",
+    "entry_column_cuts",
+    "entry_cuts",
+    "entry_route",
+    "entry_sort",
+    "index_type",
+    "row_multiple",
+]
+
+PAD = 16
+LINE = 64  # bytes of a cache line
+
+_SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
+
+
+def row_multiple(dtype):
+    """Return the multiple to which the width of the factors is padded: one cache line of ``dtype``."""
+    return LINE // np.dtype(dtype).itemsize
+
+
+def aligned_empty(shape, dtype):
+    """Return an uninitialised C-contiguous array that starts on a cache line.
+
+    NumPy aligns to 16 bytes, so that half of the vectors of a row would straddle two lines.
+    """
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def index_type(largest):
+    return np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+
+
+@njit(**_SETTINGS)
+def _count(pointers, keys):
+    """Fill pointers[k + 1] with the number of keys below or equal to k."""
+    pointers[:] = 0
+    for k in range(keys.shape[0]):
+        pointers[keys[k] + 1] += 1
+    for k in range(1, pointers.shape[0]):
+        pointers[k] += pointers[k - 1]
+
+
+@njit(**_SETTINGS)
+def _sort(indptr, indices, order, by_column, colptr, rows, cols):
+    _count(colptr, cols)
+    for k in range(cols.shape[0]):
+        j = cols[k]
+        by_column[colptr[j]] = k
+        colptr[j] += 1
+    _count(indptr, rows)
+    for s in range(rows.shape[0]):
+        k = by_column[s]
+        i = rows[k]
+        place = indptr[i]
+        indices[place] = cols[k]
+        order[place] = k
+        indptr[i] = place + 1
+    # Every pointer has moved to the start of the next row.
+    for i in range(indptr.shape[0] - 1, 0, -1):
+        indptr[i] = indptr[i - 1]
+    indptr[0] = 0
+
+
+def entry_sort(rows, cols, n1, n2):
+    """Sort entries by row, then column, keeping the order of equal ones: two stable counting sorts.
+
+    Parameters
+    ----------
+    rows, cols : (nnz,) integers in [0, n1) and [0, n2)
+        Not validated.
+
+    Returns
+    -------
+    indptr : (n1 + 1,) int64
+    indices : (nnz + PAD,) int32, or int64 where n2 needs it; zeros behind the last entry
+    order : (nnz,) int32, or int64 where nnz needs it
+        order[k] is the place in the input of sorted entry k.
+    """
+    rows, cols = np.ascontiguousarray(rows), np.ascontiguousarray(cols)
+    if rows.dtype != cols.dtype or rows.dtype not in (np.int32, np.int64):
+        rows, cols = rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
+    nnz = rows.shape[0]
+    indptr = np.empty(n1 + 1, np.int64)
+    indices = np.zeros(nnz + PAD, index_type(n2))
+    order = np.empty(nnz, index_type(nnz))
+    _sort(indptr, indices, order, np.empty_like(order), np.empty(n2 + 1, np.int64), rows, cols)
+    return indptr, indices, order
+
+
+@njit(**_SETTINGS)
+def _blocks(bptr, brows, border, indptr, indices, n2, block_rows):
+    n1 = indptr.shape[0] - 1
+    bptr[:] = 0
+    for i in range(n1):
+        base = i // block_rows * n2
+        for k in range(indptr[i], indptr[i + 1]):
+            bptr[base + indices[k] + 1] += 1
+    for s in range(1, bptr.shape[0]):
+        bptr[s] += bptr[s - 1]
+    for i in range(n1):
+        base = i // block_rows * n2
+        for k in range(indptr[i], indptr[i + 1]):
+            segment = base + indices[k]
+            place = bptr[segment]
+            brows[place] = i
+            border[place] = k
+            bptr[segment] = place + 1
+    for s in range(bptr.shape[0] - 1, 0, -1):
+        bptr[s] = bptr[s - 1]
+    bptr[0] = 0
+
+
+def entry_blocks(indptr, indices, n1, n2, block_rows):
+    """Order sorted entries for the column pass: by block of ``block_rows`` rows, then column, then row.
+
+    Returns
+    -------
+    bptr : (nblocks n2 + 1,) int64
+        Column j of block b holds bptr[b n2 + j] to bptr[b n2 + j + 1].
+    brows : (nnz + PAD,) int32, or int64 where n1 needs it; zeros behind the last entry
+    border : (nnz,) int32, or int64 where nnz needs it
+        border[k] is the place in the row order of entry k: ``yb[:nnz] = y[border]``.
+    """
+    nnz = int(indptr[-1])
+    bptr = np.empty(-(-n1 // block_rows) * n2 + 1, np.int64)
+    brows = np.zeros(nnz + PAD, index_type(n1))
+    border = np.empty(nnz, index_type(nnz))
+    _blocks(bptr, brows, border, indptr, indices, n2, block_rows)
+    return bptr, brows, border
+
+
+def entry_cuts(indptr, ranges):
+    """Cut the rows into ``ranges`` runs with about equally many entries: (ranges + 1,) int64."""
+    targets = np.arange(1, ranges) * (int(indptr[-1]) / ranges)
+    return np.concatenate(([0], np.searchsorted(indptr, targets), [indptr.shape[0] - 1])).astype(np.int64)
+
+
+def entry_column_cuts(bptr, n2, ranges):
+    """Cut the columns of ``entry_blocks`` into runs with about equally many entries: (ranges + 1,) int64."""
+    counts = np.diff(bptr).reshape(-1, n2).sum(axis=0)
+    return entry_cuts(np.concatenate(([0], np.cumsum(counts))), ranges)
+
+
+# Choice of the route -------------------------------------------------------------------------------------------
+# ns an entry on one core by the bytes of a padded row, the smaller of both dtypes; from bench/test_entry.py on two
+# cores of a Zen 3 with AVX2 (512 KB L2), 400,000 entries in 2000 x 2000 (near) and 5M in 138,000 x 27,000 (far).
+_ROW_BYTES = (64, 128, 256, 512)
+_ONE_PASS_NS = {"near": (3.2, 7.6, 13.3, 29.6), "far": (3.7, 10.3, 19.8, 55.0)}
+_TWO_PASS_NS = {"near": (4.6, 8.0, 14.6, 27.6), "far": (6.6, 15.9, 26.0, 58.2)}
+_ROW_NS = 25  # more for each row: its tail group and its start
+_DENSE_FLOPS = {4: 75.0, 8: 36.0}  # flops a ns of the three products at n = 300 to 1000, by the size of a number
+_DENSE_CELL_NS = {4: 0.28, 8: 0.43}
+_COPY_NS = 3 / 25  # ns a byte of a copy of G^T P: cleared, filled, added at 25 GB/s
+_SERIAL_NS = 100_000  # a parallel region costs more than it saves on less work
+_WORKERS = 8  # items of work, ranges times runs, that are worth having
+BLOCK_ROWS = 16_384  # rows of one block of the column pass: segments long enough, 1 to 8 MB of p
+
+
+def entry_route(n1, n2, nnz, h, batch, dtype):
+    """Choose the route of an entry mask by a cost model; the answer does not depend on the number of threads.
+
+    Parameters
+    ----------
+    h : int
+        Width of the factors, padded or not.
+    batch : int
+        Number of runs that share the mask.
+
+    Returns
+    -------
+    route : {"one_pass", "one_pass_serial", "two_pass", "dense"}
+        "dense" asks for P Q^T by BLAS, ``dense_residual`` and two more products.
+    ranges : int
+        Ranges of rows for "one_pass" and "two_pass" (``entry_cuts``); 1 for the others.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    size = -(-h * itemsize // LINE) * LINE
+    place = "near" if n2 * size <= 1 << 18 else "far"
+
+    def per_entry(table):
+        return float(np.interp(size, _ROW_BYTES, table[place])) * max(1.0, size / _ROW_BYTES[-1])
+
+    one = nnz * per_entry(_ONE_PASS_NS) + n1 * _ROW_NS
+    two = nnz * per_entry(_TWO_PASS_NS) + (n1 + n2) * _ROW_NS
+    cells = n1 * n2
+    if 6 * cells * h / _DENSE_FLOPS[itemsize] + cells * _DENSE_CELL_NS[itemsize] < one:
+        return "dense", 1
+    if batch * one < _SERIAL_NS:
+        return "one_pass_serial", 1
+    copy = n2 * size * _COPY_NS
+    # As many ranges as there should be workers, while their copies stay below a fifth of the pass.
+    ranges = max(1, min(-(-_WORKERS // batch), int(0.2 * one / copy)))
+    if ranges * batch < 2 or one + ranges * copy > two:
+        return "two_pass", 2 * _WORKERS
+    return "one_pass", ranges
