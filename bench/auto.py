@@ -1,8 +1,8 @@
 """Evaluations and errors of ``rule="auto"`` on the papers' instances and, with ``--data``, on traffic counts.
 
 Instances: T1 (n = 100, rank 5, 2000 entries), T2 (5000 entries), rect (80 x 200, rank 4, 2300 entries), sensing
-(n = 50, rank 2, 500 Gaussian measurements); alpha = 1e-3, tol = 1e-6; median [maximum] over the seeds. Traffic: ten per cent of
-the observed entries held out, patience 50; RMSE over the hidden entries of every seed.
+(n = 50, rank 2, 500 Gaussian measurements); alpha = 1e-3, tol = 1e-6; median [maximum] over the seeds. Traffic: ten
+per cent of the observed entries held out, patience 50; RMSE over the hidden entries of every seed.
 
     python bench/auto.py [--seeds 5] [--data ../shared/data] [--cosine 0 0.03 0.1]
 """
