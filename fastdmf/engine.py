@@ -87,7 +87,10 @@ class Process(Protocol):
         """Do one update of every active slice."""
 
     def record(self):
-        """Return a dict of name -> (active, ...) array; ``objective`` and ``relative_loss`` are needed."""
+        """Return a dict of name -> (active, ...) array.
+
+        ``objective``, and for the loop alone ``relative_loss`` and ``null_objective`` (that of W = 0), are needed.
+        """
 
     def failed(self):
         """Return a bool array: slices that can make no progress any more."""
@@ -218,10 +221,11 @@ def drive(process, batch, stop, callback=None):
         iteration = 0
         while True:
             values = process.record()
-            history.add(iteration, active, {k: v for k, v in values.items() if k != "relative_loss"})
-            objective, relative = values["objective"], values["relative_loss"]
+            relative, null_objective = values.pop("relative_loss"), values.pop("null_objective")
+            history.add(iteration, active, values)
+            objective = values["objective"]
             if iteration == 0:
-                ceiling = GROWTH * np.maximum(objective, values["null_objective"])
+                ceiling = GROWTH * np.maximum(objective, null_objective)
             finite = np.isfinite(objective) & np.isfinite(relative)
             diverged = ~finite | (stop.watch & (objective > ceiling[active]))
 
@@ -307,7 +311,7 @@ def warn_unless_success(statuses, stacklevel=3):
         warnings.warn(f"{status.name}{where}: {status.sentence}", SolveWarning, stacklevel=stacklevel)
 
 
-@dataclass
+@dataclass(repr=False)
 class Solution:
     """What a solver returns.
 
@@ -338,6 +342,15 @@ class Solution:
     def batched(self):
         """Whether the arrays have a leading batch axis."""
         return isinstance(self.status, list)
+
+    def __repr__(self):
+        kind = "U U^T" if self.symmetric else f"depth {len(self.factors)}"
+        statuses = self.status if self.batched else [self.status]
+        counts = {status.name: statuses.count(status) for status in dict.fromkeys(statuses)}
+        ends = ", ".join(f"{n} {name}" if self.batched else name for name, n in counts.items())
+        last = f", loss {self.history['loss'][-1]:.3g}" if not self.batched and "loss" in self.history else ""
+        shape = self.factors[-1].shape[-2], self.factors[0].shape[-2 if self.symmetric else -1]
+        return f"<Solution: {shape[0]} x {shape[1]}, {kind}; {ends} after {self.n_eval} evaluations{last}>"
 
     def __len__(self):
         if not self.batched:

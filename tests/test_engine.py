@@ -30,6 +30,7 @@ def test_records_hold_values_before_the_update():
     every = _quiet(op, y, rule=rule, random_state=1, max_iter=25, check_every=1, truth=truth)
     assert every.history["iteration"].tolist() == list(range(26))
     assert every.n_iter == 25 and every.n_eval == 26
+    assert set(every.history) == {"iteration", "loss", "objective", "grad_norm", "step_size", "error"}
     some = _quiet(op, y, rule=rule, random_state=1, max_iter=25, check_every=10, truth=truth)
     assert some.history["iteration"].tolist() == [0, 10, 20, 25]
     for name in ("loss", "objective", "grad_norm", "step_size", "error"):
@@ -231,6 +232,8 @@ def test_solution_of_one_and_of_many(rng):
             misuse()
     with pytest.raises(IndexError):
         many[3]
+    assert repr(one) == "<Solution: 6 x 5, depth 2; CONVERGED after 4 evaluations, loss 0.5>"
+    assert repr(many) == "<Solution: 6 x 5, depth 2; 3 CONVERGED after 4 evaluations>"
     u = rng.standard_normal((5, 2))
     np.testing.assert_allclose(Solution([u], Status.STOPPED, 1, 1, {}, symmetric=True).matrix(), u @ u.T)
     assert Solution([np.zeros((3, 4))], Status.STOPPED, 1, 1, {}).rank == 0
