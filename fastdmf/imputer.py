@@ -36,7 +36,7 @@ _UNSEEN = 0.01
 # Otherwise columns are centred in tables of few columns, where an offset would use up one of few modes, and in tall
 # ones, where the means are well determined (bench/imputer.py --standardize yes no, half hidden: wine .868 standardised
 # to 1.41 as it is, iris .803 to .997). Elsewhere the leading mode does it as well or better (80 stations x 2700 times:
-# 64.8 to 48.2, 30 car parks x 1309 times: 159 to 90.2, a photograph: 11.1 to 11.9), and exactly low-rank data keep
+# 64.8 to 46.2, 30 car parks x 1309 times: 159 to 90.2, a photograph: 11.0 to 11.9), and exactly low-rank data keep
 # their rank.
 _FEW_COLUMNS, _TALL = 30, 4
 # Modes that together hold less than this share of the noise variance are left out of the fold-in.
