@@ -315,17 +315,17 @@ class FusedChain:
         self.dims = np.array(layout.dims, np.int64)
         length = kernels.chain_entry_work(layout.dims, layout.cut, bound.dtype)
         self.work = np.zeros((bound.batch, length), bound.dtype)
-        self.kernel = kernels.chain_entry_serial if bound.batch == 1 else kernels.chain_entry_batched
 
     def __call__(self, x, grad, probe):
         bound, layout = self.bound, self.layout
         (n1, n2), h, op = layout.shape, layout.width, bound.operator
-        multiple = bound.backend.kernels.row_multiple(bound.dtype)
+        kernels = bound.backend.kernels
+        multiple = kernels.row_multiple(bound.dtype)
         padded = -(-(h + (0 if probe is None else 2)) // multiple) * multiple
         losses = np.empty(len(x))
         out = None if probe is None else tuple(a.copy() for a in probe)
         data = (op.indptr, op.indices, bound._y, bound._w, bound.loss.code, bound.loss.delta)
-        self.kernel(grad, losses, x, self.offsets, self.dims, layout.cut, *data, probe, out, self.work)
+        kernels.chain_entry(grad, losses, x, self.offsets, self.dims, layout.cut, *data, probe, out, self.work)
         if probe is not None:
             # G v for u and G^T u for v.
             probe[0][:], probe[1][:] = out

@@ -60,8 +60,7 @@ from fastdmf.kernels.cpu.vectors import (
 )
 
 __all__ = [
-    "chain_entry_batched",
-    "chain_entry_serial",
+    "chain_entry",
     "chain_entry_work",
     "entry_forward",
     "entry_forward_serial",
@@ -549,7 +548,7 @@ def entry_pull_serial(gp, gqt, r, p, qt, indptr, indices):
 
 
 def chain_entry_work(dims, cut, dtype):
-    """Return the length of the scratch that one run of ``chain_entry_serial`` needs."""
+    """Return the length of the scratch that one run of ``chain_entry`` needs."""
     n1, n2 = dims[-1], dims[0]
     multiple = row_multiple(dtype)
     padded = -(-(dims[cut] + 2) // multiple) * multiple
@@ -664,53 +663,6 @@ def _chain(
     return total
 
 
-@njit(**_SETTINGS)
-def _chain_serial(
-    like,
-    grad,
-    losses,
-    flat,
-    offsets,
-    dims,
-    cut,
-    padded,
-    indptr,
-    indices,
-    y,
-    w,
-    loss,
-    weighted,
-    u,
-    v,
-    gv,
-    gtu,
-    probing,
-    work,
-):
-    for b in range(flat.shape[0]):
-        losses[b] = _chain(
-            like,
-            grad[b],
-            flat[b],
-            offsets,
-            dims,
-            cut,
-            padded,
-            indptr,
-            indices,
-            y[b % y.shape[0]],
-            w[b % w.shape[0]],
-            loss,
-            weighted,
-            u[b],
-            v[b],
-            gv[b],
-            gtu[b],
-            probing,
-            work[b],
-        )
-
-
 @njit(parallel=True, **_SETTINGS)
 def _chain_batched(
     like,
@@ -758,47 +710,12 @@ def _chain_batched(
         )
 
 
-def _chain_call(
-    compiled, grad, losses, flat, offsets, dims, cut, indptr, indices, y, w, code, delta, probe, probe_out, work
-):
-    probing = probe is not None
-    weighted = w is not None
-    multiple = row_multiple(flat.dtype)
-    padded = -(-(int(dims[cut]) + 2 * probing) // multiple) * multiple
-    u, v = probe if probing else (flat, flat)
-    gv, gtu = probe_out if probing else (flat, flat)
-    compiled(
-        _token(padded, flat.dtype),
-        grad,
-        losses,
-        flat,
-        offsets,
-        dims,
-        cut,
-        padded,
-        indptr,
-        indices,
-        y,
-        w if weighted else y,
-        loss_numbers(code, delta),
-        weighted,
-        u,
-        v,
-        gv,
-        gtu,
-        probing,
-        work,
-    )
-
-
-def chain_entry_serial(
-    grad, losses, flat, offsets, dims, cut, indptr, indices, y, w, code, delta, probe, probe_out, work
-):
+def chain_entry(grad, losses, flat, offsets, dims, cut, indptr, indices, y, w, code, delta, probe, probe_out, work):
     """Evaluate loss and gradient of whole small chains in one compiled call, BLAS inside.
 
     With W = W_N ... W_1, cut between W_{cut+1} and W_cut, all thin products, the entry pass and the way back through
-    both sides are done for each run in turn; one call costs the dispatch of one product. The gradient is that of
-    half the loss: what psi = rho'/2 gives.
+    both sides are one call that costs the dispatch of one product. Several runs go in parallel: limit BLAS to one
+    thread around them. The gradient is that of half the loss: what psi = rho'/2 gives.
 
     Parameters
     ----------
@@ -821,45 +738,18 @@ def chain_entry_serial(
     work : (B, chain_entry_work(dims, cut, dtype))
         Scratch, overwritten.
     """
-    _chain_call(
-        _chain_serial,
-        grad,
-        losses,
-        flat,
-        offsets,
-        dims,
-        cut,
-        indptr,
-        indices,
-        y,
-        w,
-        code,
-        delta,
-        probe,
-        probe_out,
-        work,
-    )
-
-
-def chain_entry_batched(
-    grad, losses, flat, offsets, dims, cut, indptr, indices, y, w, code, delta, probe, probe_out, work
-):
-    """Evaluate as ``chain_entry_serial`` does, in parallel over the runs; limit BLAS to one thread around it."""
-    _chain_call(
-        _chain_batched,
-        grad,
-        losses,
-        flat,
-        offsets,
-        dims,
-        cut,
-        indptr,
-        indices,
-        y,
-        w,
-        code,
-        delta,
-        probe,
-        probe_out,
-        work,
-    )
+    probing = probe is not None
+    weighted = w is not None
+    multiple = row_multiple(flat.dtype)
+    padded = -(-(int(dims[cut]) + 2 * probing) // multiple) * multiple
+    token, loss = _token(padded, flat.dtype), loss_numbers(code, delta)
+    w = w if weighted else y
+    u, v = probe if probing else (flat, flat)
+    gv, gtu = probe_out if probing else (flat, flat)
+    chain, entries = (offsets, dims, cut, padded), (indptr, indices)
+    if flat.shape[0] == 1:
+        data = (y[0], w[0], loss, weighted, u[0], v[0], gv[0], gtu[0], probing, work[0])
+        losses[0] = _chain(token, grad[0], flat[0], *chain, *entries, *data)
+    else:
+        data = (y, w, loss, weighted, u, v, gv, gtu, probing, work)
+        _chain_batched(token, grad, losses, flat, *chain, *entries, *data)

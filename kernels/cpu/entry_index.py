@@ -46,6 +46,7 @@ def aligned_empty(shape, dtype):
 
 
 def index_type(largest):
+    """Return int32, or int64 where ``largest`` needs it."""
     return np.int32 if largest <= np.iinfo(np.int32).max else np.int64
 
 
