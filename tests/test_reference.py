@@ -47,9 +47,12 @@ def test_trajectory(name):
     history = solution.history
     assert history["iteration"].tolist() == list(range(int(steps[-1]) + 1))
     assert solution.n_eval == steps[-1] + 1
+    worst = 0.0
     for ours, theirs in (("loss", "loss"), ("error", "recon_error"), ("grad_norm",) * 2, ("step_size",) * 2):
         if theirs in z.files:
             np.testing.assert_allclose(history[ours][steps], z[theirs], rtol=1e-10, err_msg=ours)
+            worst = max(worst, np.max(np.abs(history[ours][steps] / z[theirs] - 1)))
+    print(f"{name}: {len(steps)} records, largest relative deviation {worst:.1e}")
     for j in range(1, depth + 1):
         if f"W{j}_final" in z.files:
             final, reference = solution.factors[j - 1], z[f"W{j}_final"]

@@ -94,7 +94,7 @@ def test_balancedness_identity(rule, name, rng, backend):
         return [b.swapaxes(1, 2) @ b - a @ a.swapaxes(1, 2) for a, b in itertools.pairwise(w)]
 
     state = rule.init(problem, x)
-    moved = 0
+    moved, worst = 0, 0.0
     for _ in range(30):
         before, grad, eta, x_before = gaps(state.x), state.grad.copy(), state.step_size.copy(), state.x.copy()
         rule.step(problem, state)
@@ -103,8 +103,10 @@ def test_balancedness_identity(rule, name, rng, backend):
         scale = sum(np.sum(w**2) for w in layout.factors(state.x))
         for after, d, jump in zip(gaps(state.x), before, gaps(grad)):
             expected = d + np.where(taken, eta**2, 0)[:, None, None] * jump
-            assert np.abs(after - expected).max() < 1e-12 * scale
+            worst = max(worst, np.abs(after - expected).max() / scale)
+            assert worst < 1e-12
     assert moved >= 40
+    print(f"{type(rule).__name__}, {name}: balancedness identity holds to {worst:.1e}")
 
 
 def _rotated(factors, seed):
@@ -136,7 +138,9 @@ def test_gauge_invariance(name):
     for steps in (10, 25, 49):
         a = _run(op, y, factors, rule, steps)
         b = _run(op, y, _rotated(factors, 5), rule, steps)
-        assert np.linalg.norm(a.matrix() - b.matrix()) < 1e-10 * np.linalg.norm(a.matrix())
+        gap = np.linalg.norm(a.matrix() - b.matrix()) / np.linalg.norm(a.matrix())
+        print(f"{name}: end-to-end paths agree to {gap:.1e} after {steps} steps")
+        assert gap < 1e-10
         np.testing.assert_allclose(a.history["loss"], b.history["loss"], rtol=1e-9)
     assert a.history["loss"][-1] < 0.9 * a.history["loss"][0]  # it went somewhere
     if name == "auto":
