@@ -1,6 +1,7 @@
 """Shared pieces of the tests."""
 
 import os
+import signal
 
 # GNU OpenMP spins while it waits, which on two busy cores turns 0.3 ms into 20 ms; read once, when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -10,6 +11,9 @@ import pytest
 
 from fastdmf.backend import get_backend
 from fastdmf.operators import EntryMask, GaussianDense, RankOne, as_operator
+
+# A shell that starts the tests in the background leaves Ctrl-C ignored, here and in every process started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random_mask(n1, n2, count, rng, *, empty=True):

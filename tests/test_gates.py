@@ -64,7 +64,7 @@ def test_few_compiled_versions():
     def versions():
         return sum(
             len(f.signatures)
-            for module in (cpu.dense, cpu.entry, cpu.gaussian)
+            for module in (cpu.chain, cpu.dense, cpu.entry, cpu.gaussian)
             for f in vars(module).values()
             if hasattr(f, "signatures")
         )

@@ -23,8 +23,8 @@ from fastdmf.kernels.cpu.vectors import (
 
 __all__ = ["dense_residual", "dense_residual_serial"]
 
-# The head of sha256 of vectors.py: numba's disk cache watches this file only, so an edit there must be one here.
-VECTORS_REVISION = "90711c35a34a"
+# Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
+BUILT_ON = {"vectors": "90711c35a34a"}
 
 _DENSE_CHUNK = 8192  # cells of a dense mask whose losses are one partial sum
 
