@@ -194,8 +194,74 @@ def test_loads_stores_and_masks(dtype, count):
 
 
 @njit
+def from_halves(out, half, step, like):
+    for k in range(0, half.size, 2 * step):
+        v.store(out, k, v.load_row(half, k, like))
+
+
+@njit
+def every_load_of_halves(out, half, step, like, count):
+    v.store(out, 0, v.load(half, 1))
+    v.store(out, step, v.load_first(half, 1, count))
+    v.store(out, 2 * step, v.load_strided(half, 1, 3, like))
+    v.store(out, 4 * step, v.load_strided_first(half, 1, 3, like, count))
+    v.store(out, 6 * step, v.load4(half, 1))
+    v.store(out, 6 * step + 4, v.load4_strided_first(half, 1, 3, like, count))
+    v.store(out, 6 * step + 12, v.splat4(half, 1.5))
+    v.prefetch(half, 0)
+    v.prefetch_row(half, 0, like)
+    return v.row_width(half, like)
+
+
+def float16(bits):
+    return bits.view(np.float16).astype(np.float32)
+
+
+def bfloat16(bits):
+    return np.ascontiguousarray(np.stack([np.zeros_like(bits), bits], axis=-1)).view(np.float32)[..., 0]
+
+
+HALVES = [(np.uint16, float16), (np.int16, bfloat16)]
+
+
+@pytest.mark.parametrize(("kind", "decoded"), HALVES)
+def test_halves_load_as_float32(kind, decoded):
+    """All 65536 of them: subnormals, both zeros, infinities, NaN."""
+    half = np.arange(2**16).astype(np.uint16).view(kind)
+    out = np.full(half.size, 7, np.float32)
+    from_halves(out, half, lanes(np.float32), ROW)
+    expected = decoded(half)
+    number = ~np.isnan(expected)
+    np.testing.assert_array_equal(out[number].view(np.uint32), expected[number].view(np.uint32))
+    assert np.isnan(out[~number]).all()
+
+
+@pytest.mark.parametrize(("kind", "decoded"), HALVES)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_halves_through_every_load(kind, decoded, count):
+    n = lanes(np.float32)
+    half = np.random.default_rng(count).integers(0, 0x7C00, 2 * n + 8).astype(np.uint16).view(kind)
+    a, out = decoded(half), np.full(6 * n + 16, np.nan, np.float32)
+    assert every_load_of_halves(out, half, n, ROW, count) == 2 * n
+
+    def row(size, count):
+        return [np.where(np.arange(size) < count, a[k : k + size], 0) for k in (1, 4)]
+
+    np.testing.assert_array_equal(out[:n], a[1 : 1 + n])
+    np.testing.assert_array_equal(out[n : 2 * n], row(n, count)[0])
+    np.testing.assert_array_equal(out[2 * n : 6 * n].reshape(4, n), row(n, n) + row(n, count))
+    np.testing.assert_array_equal(out[6 * n : 6 * n + 12].reshape(3, 4), [a[1:5], *row(4, count)])
+    np.testing.assert_array_equal(out[6 * n + 12 :], 1.5)
+
+
+@njit
 def mixed(a, b):
     return v.sum1(v.add(v.load(a, 0), v.load(b, 0)))
+
+
+@njit
+def stored_as_another(a, b):
+    v.store(a, 0, v.load(b, 0))
 
 
 def test_mixed_types_do_not_compile():
@@ -203,6 +269,9 @@ def test_mixed_types_do_not_compile():
 
     with pytest.raises(TypingError):
         mixed(np.zeros(16, np.float32), np.zeros(16, np.float64))
+    for kind in (np.float64, np.uint16):
+        with pytest.raises(TypingError):
+            stored_as_another(np.zeros(16, kind), np.zeros(16, np.float32))
 
 
 def test_other_layouts_do_not_compile():
@@ -214,7 +283,16 @@ def test_other_layouts_do_not_compile():
 
 @pytest.mark.parametrize(("features", "size"), [("", 16), ("+avx,+avx2,+fma", 32), ("+avx,+avx2,+avx512f", 64)])
 def test_width_follows_the_target(features, size):
-    env = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
+    env = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "FASTDMF_VECTOR_BYTES": ""}
     code = "from fastdmf.kernels.cpu.vectors import VECTOR_BYTES; print(VECTOR_BYTES)"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert int(done.stdout) == size
+
+
+@pytest.mark.parametrize(("forced", "printed"), [("16", "16"), ("64", "64"), ("48", "16, 32 or 64")])
+def test_width_can_be_forced(forced, printed):
+    env = {**os.environ, "FASTDMF_VECTOR_BYTES": forced}
+    code = "from fastdmf.kernels.cpu.vectors import VECTOR_BYTES; print(VECTOR_BYTES)"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert printed in done.stdout + done.stderr
+    assert (done.returncode == 0) == (forced != "48")

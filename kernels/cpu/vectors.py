@@ -12,7 +12,12 @@ Offsets are counted in elements from the start of a C-contiguous array of any nu
 wide; nothing is bounds-checked. Every operation that takes vectors takes rows as well, and a vector beside a row
 meets each of its members. ``fma`` is ``llvm.fmuladd``: fused where the target can, a product and a sum elsewhere
 (``llvm.fma`` would call the C library once a lane there).
+
+Half precision is a way to store, never to compute, and numba has no such arrays: an array of uint16 holds the bits
+of float16, one of int16 those of bfloat16, and loads from them give float32. The conversion is exact.
 """
+
+import os
 
 import llvmlite.ir as ir
 import numpy as np
@@ -73,18 +78,29 @@ __all__ = [
 ]
 
 _LINE = 64
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-_BYTES = {types.float32: 4, types.float64: 8}
-_SUFFIX = {types.float32: "f32", types.float64: "f64"}
+_I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_FLOAT16, _BFLOAT16 = types.uint16, types.int16  # what holds their bits
+_LLVM = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), _FLOAT16: _I16, _BFLOAT16: _I16}
+_BYTES = {types.float32: 4, types.float64: 8, _FLOAT16: 2, _BFLOAT16: 2}
+_SUFFIX = {types.float32: "f32", types.float64: "f64", _FLOAT16: "i16", _BFLOAT16: "i16"}
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
 def _vector_bytes():
-    """Read the register width off the target that numba compiles for (and keys its cache by)."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    if "+avx512f" in features:
+    """Return the register width of the target that numba compiles for (and keys its cache by).
+
+    The environment variable ``FASTDMF_VECTOR_BYTES`` (16, 32 or 64) overrides it: LLVM splits what is wider than a
+    register, so that any machine can test every width. Numba's cache does not see the variable; such a process needs
+    a ``NUMBA_CACHE_DIR`` of its own.
+    """
+    forced = os.environ.get("FASTDMF_VECTOR_BYTES")
+    if forced:
+        if forced not in ("16", "32", "64"):
+            raise ValueError(f"FASTDMF_VECTOR_BYTES must be 16, 32 or 64, got {forced!r}")
+        return int(forced)
+    if "+avx512f" in _FEATURES:
         return 64
-    return 32 if "+avx2" in features else 16
+    return 32 if "+avx2" in _FEATURES else 16
 
 
 VECTOR_BYTES = _vector_bytes()
@@ -114,8 +130,10 @@ class _VecModel(models.PrimitiveModel):
         super().__init__(manager, vec, _vector(vec))
 
 
-def _native(array):
-    return Vec(array.dtype, lanes_of(array.dtype))
+def _of(array, lanes=None):
+    """Return the type of ``lanes`` elements of an array in registers (default: as many as fill one)."""
+    base = types.float32 if array.dtype in _HALVES else array.dtype
+    return Vec(base, lanes or lanes_of(base))
 
 
 def _is_row(value):
@@ -280,19 +298,53 @@ def select_le(typingctx, a, b, x, y):
     return _SELECT_LE(a, b, x, y)
 
 
-def _load(builder, vec, address):
-    value = builder.load(builder.bitcast(address, _vector(vec).as_pointer()))
-    value.align = _BYTES[vec.base]
-    return value
+def _from_float16(builder, vec, half):
+    """Return the float16 numbers with the bits ``half``.
+
+    One instruction with F16C. Without it LLVM would call a C function for each lane, which numba's linker need not
+    find. There: exponent and mantissa move to their places, a product with 2^112 corrects the exponent's bias, also
+    of subnormals, and the exponent of what is infinite or NaN is filled with ones.
+    """
+    if "+f16c" in _FEATURES:
+        return builder.fpext(builder.bitcast(half, ir.VectorType(ir.HalfType(), vec.lanes)), _vector(vec))
+    integers = ir.VectorType(_I32, vec.lanes)
+
+    def every(number):
+        return _constant(integers, number)
+
+    bits = builder.zext(half, integers)
+    shifted = builder.shl(builder.and_(bits, every(0x7FFF)), every(13))
+    finite = builder.fmul(builder.bitcast(shifted, _vector(vec)), _constant(_vector(vec), 2.0**112))
+    special = builder.icmp_unsigned(">=", shifted, every(0x7C00 << 13))
+    size = builder.select(special, builder.or_(shifted, every(0x7F800000)), builder.bitcast(finite, integers))
+    sign = builder.shl(builder.and_(bits, every(0x8000)), every(16))
+    return builder.bitcast(builder.or_(size, sign), _vector(vec))
+
+
+def _from_bfloat16(builder, vec, half):
+    """Return the bfloat16 numbers with the bits ``half``, which are the upper bits of the same float32."""
+    integers = ir.VectorType(_I32, vec.lanes)
+    bits = builder.shl(builder.zext(half, integers), _constant(integers, 16))
+    return builder.bitcast(bits, _vector(vec))
+
+
+_HALVES = {_FLOAT16: _from_float16, _BFLOAT16: _from_bfloat16}
+
+
+def _load(builder, vec, address, stored):
+    """Return the vector at an address; ``stored`` is the type of the array's elements."""
+    value = builder.load(builder.bitcast(address, ir.VectorType(_LLVM[stored], vec.lanes).as_pointer()))
+    value.align = _BYTES[stored]
+    return _HALVES[stored](builder, vec, value) if stored in _HALVES else value
 
 
 @intrinsic
 def load(typingctx, a, offset):
     """Return the native vector at a[offset:]."""
-    vec = _native(a)
+    vec = _of(a)
 
     def codegen(context, builder, signature, values):
-        return _load(builder, vec, _address(context, builder, signature.args[0], *values))
+        return _load(builder, vec, _address(context, builder, signature.args[0], *values), a.dtype)
 
     return vec(a, types.int64), codegen
 
@@ -300,10 +352,10 @@ def load(typingctx, a, offset):
 @intrinsic
 def load4(typingctx, a, offset):
     """Return the four lanes at a[offset:]."""
-    vec = Vec(a.dtype, 4)
+    vec = _of(a, 4)
 
     def codegen(context, builder, signature, values):
-        return _load(builder, vec, _address(context, builder, signature.args[0], *values))
+        return _load(builder, vec, _address(context, builder, signature.args[0], *values), a.dtype)
 
     return vec(a, types.int64), codegen
 
@@ -311,11 +363,11 @@ def load4(typingctx, a, offset):
 @intrinsic
 def load_row(typingctx, a, offset, like):
     """Return ``len(like)`` native vectors from a[offset:]."""
-    vec = _native(a)
+    vec = _of(a)
 
     def codegen(context, builder, signature, values):
         addresses = _addresses(context, builder, signature, values, vec.lanes, like.count)
-        return _pack(builder, [_load(builder, vec, address) for address in addresses])
+        return _pack(builder, [_load(builder, vec, address, a.dtype) for address in addresses])
 
     return types.UniTuple(vec, like.count)(a, types.int64, like), codegen
 
@@ -348,6 +400,11 @@ def load_four(typingctx, a, offset, last, scale):
     return types.UniTuple(types.int64, 4)(a, types.int64, types.int64, types.int64), codegen
 
 
+def _holds(array, value):
+    """Tell whether an array can hold a vector or a row as it is: nothing is rounded when stored."""
+    return array.dtype == _member(value).base
+
+
 def _store(builder, vec, value, address):
     builder.store(value, builder.bitcast(address, _vector(vec).as_pointer()), align=_BYTES[vec.base])
 
@@ -355,6 +412,8 @@ def _store(builder, vec, value, address):
 @intrinsic
 def store(typingctx, a, offset, value):
     """Write a vector or a row to a[offset:]."""
+    if not _holds(a, value):
+        return None
 
     def codegen(context, builder, signature, values):
         if not _is_row(value):
@@ -367,15 +426,16 @@ def store(typingctx, a, offset, value):
     return types.void(a, types.int64, value), codegen
 
 
-def _load_masked(builder, vec, address, count):
-    vector = _vector(vec)
+def _load_masked(builder, vec, address, stored, count):
+    vector = ir.VectorType(_LLVM[stored], vec.lanes)
     args = [
         builder.bitcast(address, vector.as_pointer()),
-        _I32(_BYTES[vec.base]),
+        _I32(_BYTES[stored]),
         _lane_mask(builder, vec.lanes, count),
-        _constant(vector, 0.0),
+        _constant(vector, 0 if stored in _HALVES else 0.0),
     ]
-    return _call(builder, f"llvm.masked.load.v{vec.lanes}{_SUFFIX[vec.base]}.p0", vector, args)
+    value = _call(builder, f"llvm.masked.load.v{vec.lanes}{_SUFFIX[stored]}.p0", vector, args)
+    return _HALVES[stored](builder, vec, value) if stored in _HALVES else value
 
 
 def _store_masked(builder, vec, value, address, count):
@@ -391,11 +451,11 @@ def _store_masked(builder, vec, value, address, count):
 @intrinsic
 def load_first(typingctx, a, offset, count):
     """Return the native vector at a[offset:] with zeros in the lanes from ``count`` on, which are not read."""
-    vec = _native(a)
+    vec = _of(a)
 
     def codegen(context, builder, signature, values):
         address = _address(context, builder, signature.args[0], *values[:2])
-        return _load_masked(builder, vec, address, values[2])
+        return _load_masked(builder, vec, address, a.dtype, values[2])
 
     return vec(a, types.int64, types.int64), codegen
 
@@ -403,6 +463,8 @@ def load_first(typingctx, a, offset, count):
 @intrinsic
 def store_first(typingctx, a, offset, value, count):
     """Write the first ``count`` lanes of a vector to a[offset:]; nothing behind them is touched."""
+    if not _holds(a, value):
+        return None
 
     def codegen(context, builder, signature, values):
         address = _address(context, builder, signature.args[0], *values[:2])
@@ -415,11 +477,11 @@ def store_first(typingctx, a, offset, value, count):
 @intrinsic
 def load_strided(typingctx, a, offset, stride, like):
     """Return ``len(like)`` native vectors, number k from a[offset + k stride:]."""
-    vec = _native(a)
+    vec = _of(a)
 
     def codegen(context, builder, signature, values):
         addresses = _addresses(context, builder, signature, values, values[2], like.count)
-        return _pack(builder, [_load(builder, vec, address) for address in addresses])
+        return _pack(builder, [_load(builder, vec, address, a.dtype) for address in addresses])
 
     return types.UniTuple(vec, like.count)(a, types.int64, types.int64, like), codegen
 
@@ -427,7 +489,7 @@ def load_strided(typingctx, a, offset, stride, like):
 def _strided_first(a, vec, like):
     def codegen(context, builder, signature, values):
         addresses = _addresses(context, builder, signature, values, values[2], like.count)
-        return _pack(builder, [_load_masked(builder, vec, address, values[4]) for address in addresses])
+        return _pack(builder, [_load_masked(builder, vec, address, a.dtype, values[4]) for address in addresses])
 
     return types.UniTuple(vec, like.count)(a, types.int64, types.int64, like, types.int64), codegen
 
@@ -435,18 +497,20 @@ def _strided_first(a, vec, like):
 @intrinsic
 def load_strided_first(typingctx, a, offset, stride, like, count):
     """Return the native vectors of ``load_strided`` with zeros in the lanes from ``count`` on, which are not read."""
-    return _strided_first(a, _native(a), like)
+    return _strided_first(a, _of(a), like)
 
 
 @intrinsic
 def load4_strided_first(typingctx, a, offset, stride, like, count):
     """Return as ``load_strided_first`` does, with four lanes each."""
-    return _strided_first(a, Vec(a.dtype, 4), like)
+    return _strided_first(a, _of(a, 4), like)
 
 
 @intrinsic
 def store_strided(typingctx, a, offset, stride, row):
     """Write vector k of a row to a[offset + k stride:]."""
+    if not _holds(a, row):
+        return None
 
     def codegen(context, builder, signature, values):
         for k, address in enumerate(_addresses(context, builder, signature, values, values[2], row.count)):
@@ -459,6 +523,8 @@ def store_strided(typingctx, a, offset, stride, row):
 @intrinsic
 def store_strided_first(typingctx, a, offset, stride, row, count):
     """Write the first ``count`` lanes of vector k of a row to a[offset + k stride:]."""
+    if not _holds(a, row):
+        return None
 
     def codegen(context, builder, signature, values):
         for k, address in enumerate(_addresses(context, builder, signature, values, values[2], row.count)):
@@ -488,8 +554,8 @@ def prefetch(typingctx, a, offset):
 @intrinsic
 def prefetch_row(typingctx, a, offset, like):
     """Ask for every cache line of the row at a[offset:]."""
-    vec = _native(a)
-    step = _LINE // _BYTES[vec.base]
+    vec = _of(a)
+    step = _LINE // _BYTES[a.dtype]
 
     def codegen(context, builder, signature, values):
         lines = -(-like.count * vec.lanes // step)
@@ -503,7 +569,7 @@ def prefetch_row(typingctx, a, offset, like):
 @intrinsic
 def row_width(typingctx, a, like):
     """Return the number of elements of ``a`` in a row of ``like``, known when compiling."""
-    width = like.count * lanes_of(a.dtype)
+    width = like.count * _of(a).lanes
 
     def codegen(context, builder, signature, values):
         return _I64(width)
@@ -524,7 +590,7 @@ def _filled(vec, array, extra):
 @intrinsic
 def zero(typingctx, a):
     """Return the native zero vector of ``a``'s type."""
-    return _filled(_native(a), a, ())
+    return _filled(_of(a), a, ())
 
 
 @intrinsic
@@ -541,7 +607,7 @@ def zero_sum(typingctx):
 @intrinsic
 def zero_row(typingctx, a, like):
     """Return a row of zeros of ``a``'s type."""
-    vec = _native(a)
+    vec = _of(a)
     row_type = types.UniTuple(vec, like.count)
 
     def codegen(context, builder, signature, values):
@@ -553,13 +619,13 @@ def zero_row(typingctx, a, like):
 @intrinsic
 def splat(typingctx, a, x):
     """Return the native vector of ``a``'s type with the number x in every lane."""
-    return _filled(_native(a), a, (x,))
+    return _filled(_of(a), a, (x,))
 
 
 @intrinsic
 def splat4(typingctx, a, x):
     """Return four lanes of ``a``'s type with the number x in each."""
-    return _filled(Vec(a.dtype, 4), a, (x,))
+    return _filled(_of(a, 4), a, (x,))
 
 
 @intrinsic(prefer_literal=True)
