@@ -194,6 +194,27 @@ def test_loads_stores_and_masks(dtype, count):
 
 
 @njit
+def blocks(out, a, step, like, stride, count):
+    v.store_strided(out, 0, step, v.load_transposed(a, 1, stride))
+    v.store(out, step * step, v.splat_at(a, 2))
+    v.store_first(out, step * step + step, v.load_row(a, 1, like), count)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("part", [0, 0.5, 1, 1.5, 2])
+def test_transposed_blocks_and_first_of_rows(dtype, part):
+    n = lanes(dtype)
+    stride, count = n + 3, int(part * n)
+    a, out = numbers(n * stride + 1, dtype), np.full(n * n + 3 * n, np.nan, dtype)
+    blocks(out, a, n, ROW, stride, count)
+    block = np.stack([a[1 + k * stride : 1 + k * stride + n] for k in range(n)])
+    np.testing.assert_array_equal(out[: n * n].reshape(n, n), block.T)
+    np.testing.assert_array_equal(out[n * n : n * n + n], a[2])
+    np.testing.assert_array_equal(out[n * n + n :][:count], a[1 : 1 + count])
+    assert np.isnan(out[n * n + n + count :]).all()
+
+
+@njit
 def from_halves(out, half, step, like):
     for k in range(0, half.size, 2 * step):
         v.store(out, k, v.load_row(half, k, like))

@@ -50,6 +50,7 @@ __all__ = [
     "load_row",
     "load_strided",
     "load_strided_first",
+    "load_transposed",
     "loss_numbers",
     "maximum",
     "minimum",
@@ -62,6 +63,7 @@ __all__ = [
     "splat",
     "splat4",
     "splat4_loss",
+    "splat_at",
     "splat_lane",
     "splat_loss",
     "store",
@@ -462,13 +464,19 @@ def load_first(typingctx, a, offset, count):
 
 @intrinsic
 def store_first(typingctx, a, offset, value, count):
-    """Write the first ``count`` lanes of a vector to a[offset:]; nothing behind them is touched."""
+    """Write the first ``count`` lanes of a vector or a row to a[offset:]; nothing behind them is touched."""
     if not _holds(a, value):
         return None
 
     def codegen(context, builder, signature, values):
-        address = _address(context, builder, signature.args[0], *values[:2])
-        _store_masked(builder, value, values[2], address, values[3])
+        if not _is_row(value):
+            address = _address(context, builder, signature.args[0], *values[:2])
+            _store_masked(builder, value, values[2], address, values[3])
+            return context.get_dummy_value()
+        lanes = value.dtype.lanes
+        for k, address in enumerate(_addresses(context, builder, signature, values, lanes, value.count)):
+            left = builder.sub(values[3], _I64(k * lanes))
+            _store_masked(builder, value.dtype, builder.extract_value(values[2], k), address, left)
         return context.get_dummy_value()
 
     return types.void(a, types.int64, value, types.int64), codegen
@@ -484,6 +492,27 @@ def load_strided(typingctx, a, offset, stride, like):
         return _pack(builder, [_load(builder, vec, address, a.dtype) for address in addresses])
 
     return types.UniTuple(vec, like.count)(a, types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def load_transposed(typingctx, a, offset, stride):
+    """Return the columns of the square block whose rows are the native vectors at a[offset + k stride:].
+
+    Rounds of interleaving vector k with vector k + n/2: log2(n) n shuffles for n lanes.
+    """
+    vec = _of(a)
+    n = vec.lanes
+    low, high = ([e for k in half for e in (k, n + k)] for half in (range(n // 2), range(n // 2, n)))
+
+    def codegen(context, builder, signature, values):
+        addresses = _addresses(context, builder, signature, values, values[2], n)
+        block = [_load(builder, vec, address, a.dtype) for address in addresses]
+        for _ in range(n.bit_length() - 1):
+            pairs = zip(block[: n // 2], block[n // 2 :])
+            block = [_shuffle(builder, x, y, lanes) for x, y in pairs for lanes in (low, high)]
+        return _pack(builder, block)
+
+    return types.UniTuple(vec, n)(a, types.int64, types.int64), codegen
 
 
 def _strided_first(a, vec, like):
@@ -626,6 +655,19 @@ def splat(typingctx, a, x):
 def splat4(typingctx, a, x):
     """Return four lanes of ``a``'s type with the number x in each."""
     return _filled(_of(a, 4), a, (x,))
+
+
+@intrinsic
+def splat_at(typingctx, a, offset):
+    """Return the native vector with the number a[offset] in every lane."""
+    vec = _of(a)
+    if not _holds(a, vec):
+        return None
+
+    def codegen(context, builder, signature, values):
+        return _broadcast(builder, _vector(vec), builder.load(_address(context, builder, signature.args[0], *values)))
+
+    return vec(a, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
