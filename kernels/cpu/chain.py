@@ -16,7 +16,7 @@ from fastdmf.kernels.cpu.vectors import load, load_first, loss_numbers, row_widt
 __all__ = ["chain_entry", "chain_entry_work"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"entry": "339a88ad78f8", "vectors": "267ec34b5971"}
+BUILT_ON = {"entry": "56fe193ee51e", "vectors": "267ec34b5971"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
