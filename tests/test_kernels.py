@@ -274,9 +274,13 @@ def test_width_that_is_not_padded_is_refused():
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
 @pytest.mark.parametrize(("n1", "n2", "nnz"), [(1, 1, 0), (1, 1, 1), (31, 33, 257), (2, 31, 60)])
-def test_sorting(kind, n1, n2, nnz):
+@pytest.mark.parametrize("by_row", [False, True])
+def test_sorting(kind, n1, n2, nnz, by_row):
     rng = np.random.default_rng(nnz)
     rows, cols = rng.integers(0, n1, nnz).astype(kind), rng.integers(0, n2, nnz).astype(kind)
+    if by_row:
+        order = np.lexsort((cols, rows))
+        rows, cols = rows[order], cols[order]
     indptr, indices, order = cpu.entry_sort(rows, cols, n1, n2)
     np.testing.assert_array_equal(order, naive.sort_entries(rows, cols))
     np.testing.assert_array_equal(indices, np.append(cols[order], np.zeros(cpu.PAD)))

