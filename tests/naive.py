@@ -90,3 +90,30 @@ def chain_entry(factors, rows, cols, y, w, code, delta):
             right = f @ right
         gradients.append(left.T @ g @ right.T)
     return loss, gradients, g
+
+
+def row_solve(a, b, mean, rows, cols, y, w, scale, scaled_ridge, ridge, moment, free, steps, tol):
+    """Return the rows after preconditioned conjugate gradients on their ridge regressions, and sum w r^2 before."""
+    a, b, y, w = a.astype(float), b.astype(float), y.astype(float), w.astype(float)
+    total = 0.0
+    for i in range(len(a)):
+        at = np.flatnonzero(rows == i)
+        bi, yi, wi = b[cols[at]], y[at], w[at]
+        shrink = scale[i] * scaled_ridge + ridge
+        scaling = free / np.maximum(wi.sum() * moment + shrink, 1e-300)
+        r = yi - bi @ a[i]
+        total += np.sum(wi * r * r)
+        g = bi.T @ (wi * r) - shrink * (a[i] - mean[i])
+        d = z = scaling * g
+        rz = g @ z
+        stop = tol * rz
+        for step in range(steps):
+            if not rz > 0 or (step and rz < stop):
+                break
+            image = bi.T @ (wi * (bi @ d)) + shrink * d
+            along = rz / (d @ image)
+            a[i] += along * d
+            g = g - along * image
+            z = scaling * g
+            d, rz = z + (g @ z) / rz * d, g @ z
+    return a, total

@@ -37,6 +37,7 @@ def arithmetic(out, a, step, like):
         v.store(out, k + 12 * step, v.absolute(x))
         v.store(out, k + 14 * step, v.copysign(x, y))
         v.store(out, k + 16 * step, v.select_le(x, y, z, x))
+        v.store(out, k + 24 * step, v.div(x, y))
     x, y, z = v.load_row(a, 0, like), v.load_row(a, step, like), v.load_row(a, 2 * step, like)
     v.store(out, 18 * step, v.fma(x, y, z))
     v.store(out, 20 * step, v.fma(v.load(a, 0), y, z))
@@ -46,12 +47,12 @@ def arithmetic(out, a, step, like):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_arithmetic_lane_by_lane(dtype):
     n = lanes(dtype)
-    a, out = numbers(4 * n, dtype), np.full(24 * n, np.nan, dtype)
+    a, out = numbers(4 * n, dtype), np.full(26 * n, np.nan, dtype)
     arithmetic(out, a, n, ROW)
     x, y, z = a[: 2 * n], a[n : 3 * n], a[2 * n :]
     fused = (x.astype(np.longdouble) * y + z).astype(dtype)
     alone = np.tile(a[:n], 2)
-    got = out.reshape(12, 2 * n)
+    got = out.reshape(13, 2 * n)
     exact = {
         0: x + y,
         1: x - y,
@@ -62,6 +63,7 @@ def test_arithmetic_lane_by_lane(dtype):
         7: np.copysign(x, y),
         8: np.where(x <= y, z, x),
         11: np.where(x <= alone, z, x),
+        12: x / y,
     }
     for k, expected in exact.items():
         np.testing.assert_array_equal(got[k], expected)

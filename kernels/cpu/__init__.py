@@ -5,3 +5,4 @@ from fastdmf.kernels.cpu.dense import *  # noqa: F403
 from fastdmf.kernels.cpu.entry import *  # noqa: F403
 from fastdmf.kernels.cpu.entry_index import *  # noqa: F403
 from fastdmf.kernels.cpu.gaussian import *  # noqa: F403
+from fastdmf.kernels.cpu.row_solve import *  # noqa: F403

@@ -67,15 +67,15 @@ __all__ = [
 ]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"vectors": "267ec34b5971"}
+BUILT_ON = {"vectors": "fda00a159f57"}
 
 # Bytes of the widest row that is kept in registers: four of them. With AVX2 and factors in L2 that took 6.2 ns an
 # entry at h = 32 float32 against 7.6 by lines; eight registers took 12.9 at h = 64 against 10.4 by lines.
 _NARROW = 4 * VECTOR_BYTES
-_AHEAD = 8  # entries between a prefetch and its use; 8 and 12 were equal, 4 was 40 % slower (AVX2, h = 32)
-_NEAR = 1 << 15  # numbers of a gathered factor that a core's own cache holds, beside its gradient: no prefetch
-_PIECES = 16  # ranges of work whose sums do not depend on the cut
-_WIDE = (0,) * (LINE // VECTOR_BYTES)  # the token of one cache line, the step through a wide row
+AHEAD = 8  # entries between a prefetch and its use; 8 and 12 were equal, 4 was 40 % slower (AVX2, h = 32)
+NEAR = 1 << 15  # numbers of a gathered factor that a core's own cache holds, beside its gradient: no prefetch
+PIECES = 16  # ranges of work whose sums do not depend on the cut
+WIDE = (0,) * (LINE // VECTOR_BYTES)  # the token of one cache line, the step through a wide row
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
@@ -127,7 +127,7 @@ def _sweep_narrow(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, wei
     h = row_width(p, like)
     shape, plain = splat4_loss(y, loss), loss[0] == np.inf
     total = zero_sum()
-    far = q.size > _NEAR
+    far = q.size > NEAR
     for i in range(begin, end):
         lo = load_index(indptr, i)
         hi = load_index(indptr, i + 1)
@@ -141,7 +141,7 @@ def _sweep_narrow(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, wei
                 left = hi - k
                 n0, n1, n2, n3 = load_four(indices, k, hi - 1, h)
                 if far:
-                    for e in range(_AHEAD, _AHEAD + 4):
+                    for e in range(AHEAD, AHEAD + 4):
                         ahead = load_index(indices, k + e) * h
                         prefetch_row(q, ahead, like)
                         if scatter:
@@ -179,17 +179,17 @@ def _sweep_narrow(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, wei
 
 def _sweep_wide(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weighted, scatter, accumulate, given):
     h = like
-    step = row_width(p, _WIDE)
+    step = row_width(p, WIDE)
     shape, plain = splat4_loss(y, loss), loss[0] == np.inf
     total = zero_sum()
-    far = q.size > _NEAR
+    far = q.size > NEAR
     for i in range(begin, end):
         lo = load_index(indptr, i)
         hi = load_index(indptr, i + 1)
         x = i * h
         if not accumulate:
             for c in range(0, h, step):
-                store(g, x + c, zero_row(p, _WIDE))
+                store(g, x + c, zero_row(p, WIDE))
         t = u = load4(y, lo)
         j0 = j1 = j2 = j3 = n0 = n1 = n2 = n3 = lo
         f0 = f1 = f2 = f3 = 0
@@ -199,13 +199,13 @@ def _sweep_wide(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weigh
                 # Lines of Q are asked for here, of s below: all at once took 22 and 54 ns an entry at h = 64 and 128
                 # float32 far, where 20.5 and 46 are now.
                 n0, n1, n2, n3 = load_four(indices, k, hi - 1, h)
-                f0, f1, f2, f3 = load_four(indices, k + _AHEAD, k + _AHEAD + 3, h)
+                f0, f1, f2, f3 = load_four(indices, k + AHEAD, k + AHEAD + 3, h)
                 if given:
                     u = load4(y, k)
                     if left < 4:
                         u = first(u, left)
                 else:
-                    s0, s1, s2, s3 = zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE)
+                    s0, s1, s2, s3 = zero_row(p, WIDE), zero_row(p, WIDE), zero_row(p, WIDE), zero_row(p, WIDE)
                     if far:
                         for c in range(0, h, step):
                             prefetch(q, f0 + c)
@@ -213,11 +213,11 @@ def _sweep_wide(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weigh
                             prefetch(q, f2 + c)
                             prefetch(q, f3 + c)
                     for c in range(0, h, step):
-                        xc = load_row(p, x + c, _WIDE)
-                        s0 = fma(xc, load_row(q, n0 + c, _WIDE), s0)
-                        s1 = fma(xc, load_row(q, n1 + c, _WIDE), s1)
-                        s2 = fma(xc, load_row(q, n2 + c, _WIDE), s2)
-                        s3 = fma(xc, load_row(q, n3 + c, _WIDE), s3)
+                        xc = load_row(p, x + c, WIDE)
+                        s0 = fma(xc, load_row(q, n0 + c, WIDE), s0)
+                        s1 = fma(xc, load_row(q, n1 + c, WIDE), s1)
+                        s2 = fma(xc, load_row(q, n2 + c, WIDE), s2)
+                        s3 = fma(xc, load_row(q, n3 + c, WIDE), s3)
                     prediction = sum4(fold(s0), fold(s1), fold(s2), fold(s3))
                     rho, u = _judge(sub(prediction, load4(y, k)), load4(w, k), shape, plain, weighted, left)
                     total = add(total, widen(rho))
@@ -230,18 +230,18 @@ def _sweep_wide(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, weigh
                         prefetch(s, f2 + c)
                         prefetch(s, f3 + c)
                 for c in range(0, h, step):
-                    gi = load_row(g, x + c, _WIDE)
-                    gi = fma(t0, load_row(q, j0 + c, _WIDE), gi)
-                    gi = fma(t1, load_row(q, j1 + c, _WIDE), gi)
-                    gi = fma(t2, load_row(q, j2 + c, _WIDE), gi)
-                    gi = fma(t3, load_row(q, j3 + c, _WIDE), gi)
+                    gi = load_row(g, x + c, WIDE)
+                    gi = fma(t0, load_row(q, j0 + c, WIDE), gi)
+                    gi = fma(t1, load_row(q, j1 + c, WIDE), gi)
+                    gi = fma(t2, load_row(q, j2 + c, WIDE), gi)
+                    gi = fma(t3, load_row(q, j3 + c, WIDE), gi)
                     store(g, x + c, gi)
                     if scatter:
-                        xc = load_row(p, x + c, _WIDE)
-                        store(s, j0 + c, fma(t0, xc, load_row(s, j0 + c, _WIDE)))
-                        store(s, j1 + c, fma(t1, xc, load_row(s, j1 + c, _WIDE)))
-                        store(s, j2 + c, fma(t2, xc, load_row(s, j2 + c, _WIDE)))
-                        store(s, j3 + c, fma(t3, xc, load_row(s, j3 + c, _WIDE)))
+                        xc = load_row(p, x + c, WIDE)
+                        store(s, j0 + c, fma(t0, xc, load_row(s, j0 + c, WIDE)))
+                        store(s, j1 + c, fma(t1, xc, load_row(s, j1 + c, WIDE)))
+                        store(s, j2 + c, fma(t2, xc, load_row(s, j2 + c, WIDE)))
+                        store(s, j3 + c, fma(t3, xc, load_row(s, j3 + c, WIDE)))
             t = u
             j0, j1, j2, j3 = n0, n1, n2, n3
     return sum1(total)
@@ -259,14 +259,14 @@ def _predict(like, out, p, q, indptr, indices, begin, end):
 
 def _predict_narrow(like, out, p, q, indptr, indices, begin, end):
     h = row_width(p, like)
-    far = q.size > _NEAR
+    far = q.size > NEAR
     for i in range(begin, end):
         hi = load_index(indptr, i + 1)
         x = load_row(p, i * h, like)
         for k in range(load_index(indptr, i), hi, 4):
             j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
             if far:
-                for e in range(_AHEAD, _AHEAD + 4):
+                for e in range(AHEAD, AHEAD + 4):
                     prefetch_row(q, load_index(indices, k + e) * h, like)
             prediction = sum4(
                 dot(x, load_row(q, j0, like)),
@@ -282,18 +282,18 @@ def _predict_narrow(like, out, p, q, indptr, indices, begin, end):
 
 def _predict_wide(like, out, p, q, indptr, indices, begin, end):
     h = like
-    step = row_width(p, _WIDE)
+    step = row_width(p, WIDE)
     for i in range(begin, end):
         hi = load_index(indptr, i + 1)
         for k in range(load_index(indptr, i), hi, 4):
             j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
-            s0, s1, s2, s3 = zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE), zero_row(p, _WIDE)
+            s0, s1, s2, s3 = zero_row(p, WIDE), zero_row(p, WIDE), zero_row(p, WIDE), zero_row(p, WIDE)
             for c in range(0, h, step):
-                xc = load_row(p, i * h + c, _WIDE)
-                s0 = fma(xc, load_row(q, j0 + c, _WIDE), s0)
-                s1 = fma(xc, load_row(q, j1 + c, _WIDE), s1)
-                s2 = fma(xc, load_row(q, j2 + c, _WIDE), s2)
-                s3 = fma(xc, load_row(q, j3 + c, _WIDE), s3)
+                xc = load_row(p, i * h + c, WIDE)
+                s0 = fma(xc, load_row(q, j0 + c, WIDE), s0)
+                s1 = fma(xc, load_row(q, j1 + c, WIDE), s1)
+                s2 = fma(xc, load_row(q, j2 + c, WIDE), s2)
+                s3 = fma(xc, load_row(q, j3 + c, WIDE), s3)
             prediction = sum4(fold(s0), fold(s1), fold(s2), fold(s3))
             if hi - k < 4:
                 store_first(out, k, prediction, hi - k)
@@ -334,9 +334,9 @@ def _one_pass(like, gp, gqt, losses, partial, p, qt, indptr, indices, y, w, loss
             given,
         )
     n2 = qt.shape[1]
-    for item in prange(runs * _PIECES):
-        b, piece = item // _PIECES, item % _PIECES
-        for j in range(n2 * piece // _PIECES, n2 * (piece + 1) // _PIECES):
+    for item in prange(runs * PIECES):
+        b, piece = item // PIECES, item % PIECES
+        for j in range(n2 * piece // PIECES, n2 * (piece + 1) // PIECES):
             for c in range(gqt.shape[2]):
                 gqt[b, j, c] = copies[b, 0, j, c]
             for k in range(1, ranges):
@@ -445,17 +445,17 @@ def _two_pass(
 
 
 @njit(**_SETTINGS)
-def _cut(indptr, piece):
+def cut(indptr, piece):
     """Return the row at which a piece of the entries begins."""
     rows = indptr.shape[0] - 1
-    return rows if piece == _PIECES else np.searchsorted(indptr[:rows], indptr[rows] * piece // _PIECES)
+    return rows if piece == PIECES else np.searchsorted(indptr[:rows], indptr[rows] * piece // PIECES)
 
 
 @njit(parallel=True, **_SETTINGS)
 def _forward(like, out, p, qt, indptr, indices):
-    for item in prange(p.shape[0] * _PIECES):
-        b, piece = item // _PIECES, item % _PIECES
-        _predict(like, out[b], p[b], qt[b], indptr, indices, _cut(indptr, piece), _cut(indptr, piece + 1))
+    for item in prange(p.shape[0] * PIECES):
+        b, piece = item // PIECES, item % PIECES
+        _predict(like, out[b], p[b], qt[b], indptr, indices, cut(indptr, piece), cut(indptr, piece + 1))
 
 
 @njit(**_SETTINGS)
@@ -513,7 +513,7 @@ def entry_two_pass(
     ``entry_column_cuts``, computed when None) moves no bit. Reads 2 h numbers an entry; 8 h flops.
     """
     if col_cuts is None:
-        col_cuts = entry_column_cuts(bptr, qt.shape[1], _PIECES)
+        col_cuts = entry_column_cuts(bptr, qt.shape[1], PIECES)
     partial = np.empty((p.shape[0], row_cuts.shape[0] - 1))
     weighted = w is not None
     _two_pass(

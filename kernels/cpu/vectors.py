@@ -36,6 +36,7 @@ __all__ = [
     "absolute",
     "add",
     "copysign",
+    "div",
     "dot",
     "first",
     "fma",
@@ -238,6 +239,7 @@ def _select_le(builder, vec, a, b, x, y):
 _ADD = _elementwise(lambda builder, vec, x, y: builder.fadd(x, y))
 _SUB = _elementwise(lambda builder, vec, x, y: builder.fsub(x, y))
 _MUL = _elementwise(lambda builder, vec, x, y: builder.fmul(x, y))
+_DIV = _elementwise(lambda builder, vec, x, y: builder.fdiv(x, y))
 _FMA = _named("fmuladd")
 _ABS = _named("fabs")
 _COPYSIGN = _named("copysign")
@@ -262,6 +264,12 @@ def sub(typingctx, x, y):
 def mul(typingctx, x, y):
     """Return x y."""
     return _MUL(x, y)
+
+
+@intrinsic
+def div(typingctx, x, y):
+    """Return x / y."""
+    return _DIV(x, y)
 
 
 @intrinsic
