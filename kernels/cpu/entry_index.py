@@ -183,11 +183,14 @@ def entry_column_cuts(bptr, n2, ranges):
 # ns an entry on one core by the bytes of a padded row, the smaller of both dtypes; from bench/test_entry.py on two
 # cores of a Zen 3 with AVX2 (512 KB L2), 400,000 entries in 2000 x 2000 (near) and 5M in 138,000 x 27,000 (far).
 _ROW_BYTES = (64, 128, 256, 512)
-_ONE_PASS_NS = {"near": (3.2, 7.6, 13.3, 29.6), "far": (3.7, 10.3, 19.8, 55.0)}
-_TWO_PASS_NS = {"near": (4.6, 8.0, 14.6, 27.6), "far": (6.6, 15.9, 26.0, 58.2)}
+_ONE_PASS_NS = {"near": (2.6, 4.5, 11.1, 22.6), "far": (3.5, 6.8, 17.2, 54.7)}
+_TWO_PASS_NS = {"near": (3.3, 5.3, 13.5, 24.8), "far": (7.2, 12.5, 28.3, 58.2)}
 _ROW_NS = 25  # more for each row: its tail group and its start
 _DENSE_FLOPS = {4: 75.0, 8: 36.0}  # flops a ns of the three products at n = 300 to 1000, by the size of a number
 _DENSE_CELL_NS = {4: 0.28, 8: 0.43}
+# Workers of the one-pass route take each other's cache when Q and two copies of G^T P fill it: 36 ns an entry on two
+# cores against 25 for two passes at 512 bytes (41 MB), 12 against 13 at 256 (21 MB).
+_CROWDED_BYTES, _CROWDED = 24_000_000, 1.5
 _COPY_NS = 3 / 25  # ns a byte of a copy of G^T P: cleared, filled, added at 25 GB/s
 _SERIAL_NS = 100_000  # a parallel region costs more than it saves on less work
 _WORKERS = 8  # items of work, ranges times runs, that are worth having
@@ -228,6 +231,7 @@ def entry_route(n1, n2, nnz, h, batch, dtype):
     copy = n2 * size * _COPY_NS
     # As many ranges as there should be workers, while their copies stay below a fifth of the pass.
     ranges = max(1, min(-(-_WORKERS // batch), int(0.2 * one / copy)))
-    if ranges * batch < 2 or one + ranges * copy > two:
+    crowded = _CROWDED if 3 * n2 * size > _CROWDED_BYTES else 1.0
+    if ranges * batch < 2 or crowded * one + ranges * copy > two:
         return "two_pass", 2 * _WORKERS
     return "one_pass", ranges
