@@ -11,7 +11,10 @@ The map of the package (imports go only downwards in this list)::
     rule         what a step rule is: Rule, State
     auto, rules  the default rule; gd, momentum, nesterov, group_rmsprop, adam
     engine       the one loop: records, stop tests, status
+    checks       arguments that the solvers share
     descent      solve(...)
+    mask_features, alternating   what the variational solver is made of
+    variational  vbmf(...)
     fitting      what the estimators share
     imputer, sensing   DMFImputer, DMFSensing: the scikit-learn estimators
     demo, cli    the ``fastdmf`` command
@@ -29,6 +32,7 @@ _HOME = {
     "Solution": "engine",
     "Status": "engine",
     "solve": "descent",
+    "vbmf": "variational",
     "DMFImputer": "imputer",
     "DMFSensing": "sensing",
 }

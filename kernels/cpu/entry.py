@@ -61,6 +61,7 @@ __all__ = [
     "entry_forward_serial",
     "entry_one_pass",
     "entry_one_pass_serial",
+    "entry_product",
     "entry_pull",
     "entry_pull_serial",
     "entry_two_pass",
@@ -464,6 +465,13 @@ def _forward_serial(like, out, p, qt, indptr, indices):
         _predict(like, out[b], p[b], qt[b], indptr, indices, 0, p.shape[1])
 
 
+@njit(parallel=True, **_SETTINGS)
+def _product(like, out, r, v, indptr, indices, loss):
+    for piece in prange(PIECES):
+        begin, end = cut(indptr, piece), cut(indptr, piece + 1)
+        sweep(like, out, out, out, v, indptr, indices, r, r, loss, begin, end, False, False, False, True)
+
+
 def entry_one_pass(gp, gqt, losses, p, qt, indptr, indices, y, w, code, delta, cuts, copies):
     """Evaluate loss, G Q^T and G^T P in one pass over the rows, in parallel.
 
@@ -582,3 +590,11 @@ def entry_pull_serial(gp, gqt, r, p, qt, indptr, indices):
     losses = np.empty(p.shape[0])
     loss = loss_numbers(SQUARED, 0.0)
     _one_pass_serial(token(p.shape[2], p.dtype), gp, gqt, losses, p, qt, indptr, indices, r, r, loss, False, True)
+
+
+def entry_product(out, r, v, indptr, indices):
+    """Overwrite ``out`` (n1, h) with R v in parallel, R with the entries ``r`` (nnz + PAD,), ``v`` (n2, h).
+
+    2 h flops an entry.
+    """
+    _product(token(v.shape[1], v.dtype), out, r, v, indptr, indices, loss_numbers(SQUARED, 0.0))

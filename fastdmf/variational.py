@@ -1,0 +1,254 @@
+"""``vbmf``: completion of large or noisy masks, nothing to tune."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastdmf.alternating import Settings, Sweeps, balancing_rotations
+from fastdmf.backend import get_backend, thread_limits
+from fastdmf.checks import check_count, check_data, check_number, check_seed
+from fastdmf.engine import Solution, Stop, drive, warn_unless_success
+from fastdmf.masks import EntryMask
+
+__all__ = ["VariationalSolution", "vbmf"]
+
+# Where true low rank plus noise ends and long-tailed spectra begin: ratings and sensors are sparser, images and
+# traffic denser. Sparse masks leave every component its own variance, dense ones tie them as three factors do.
+_DENSE = 0.2
+_WIDTH, _WIDTH_DENSE = 30, 62
+_SWEEPS, _SWEEPS_DENSE = 30, 60
+_FEATURES = 64
+_FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
+_STOP_FROM = 5  # sweeps before the noise estimate may end the fit
+_BLOCK = 100_000  # pairs predicted at a time
+
+
+@dataclass(repr=False)
+class VariationalSolution(Solution):
+    """What ``vbmf`` returns: a :class:`Solution` with means, biases and variances.
+
+    Attributes
+    ----------
+    factors : list of ndarray
+        Balanced factors [W_1, ..., W_N] of the latent part.
+    mean : float
+    row_bias, column_bias : ndarray of shape (n1,) and (n2,)
+    noise : float
+        Estimated noise variance s. An in-sample estimate: lower than the error on new entries.
+    components : int
+        Latent components that the data support.
+    """
+
+    mean: float = 0.0
+    row_bias: np.ndarray = None
+    column_bias: np.ndarray = None
+    noise: float = 0.0
+    components: int = 0
+    sweeps: Sweeps = field(default=None, repr=False)
+
+    def predict(self, rows, cols, return_std=False):
+        """Return predictions at the pairs (rows, cols), and their standard deviations.
+
+        Parameters
+        ----------
+        rows, cols : array of int, shape (k,)
+        return_std : bool
+            Also return sqrt(s + sum_k p^2 V' + V q^2 + V V'), the predictive standard deviation. It is right on
+            average and too flat between pairs: pairs it calls certain err more than it says, uncertain ones less.
+        """
+        p, q = self.sweeps.rows, self.sweeps.columns
+        mean, variance = np.empty(len(rows)), np.empty(len(rows) if return_std else 0)
+        for k in range(0, len(rows), _BLOCK):
+            at = slice(k, k + _BLOCK)
+            i, j = rows[at], cols[at]
+            x, y = p.x[i], q.x[j]
+            mean[at] = self.mean + np.einsum("kh,kh->k", x, y)
+            if return_std:
+                v, w = p.variances_of(i), q.variances_of(j)
+                variance[at] = self.noise + np.einsum("kh,kh->k", x**2 + v, w) + np.einsum("kh,kh->k", v, y**2)
+        return (mean, np.sqrt(variance)) if return_std else mean
+
+    def matrix(self):
+        """Return mean, biases and latent product as a full matrix."""
+        return self.mean + self.sweeps.rows.x @ self.sweeps.columns.x.T
+
+
+def vbmf(
+    mask,
+    y,
+    *,
+    weights=None,
+    depth=None,
+    width=None,
+    implicit_features=None,
+    biases=True,
+    max_iter=None,
+    tol=5e-4,
+    callback=None,
+    on_failure="warn",
+    device="auto",
+    n_threads=None,
+    dtype=None,
+    random_state=None,
+):
+    """Complete a matrix from many or noisy entries by variational matrix factorization.
+
+    Nothing needs tuning: noise variance, prior variances and so every ridge weight follow from the data in closed
+    form, components that the data do not support die by themselves.
+
+    Parameters
+    ----------
+    mask : EntryMask
+    y : array of shape (m,)
+        Values of the entries, float32 or float64.
+    weights : array of shape (m,), optional
+        Weights >= 0: an entry of weight 2 counts as two. Weights of 0 leave entries out.
+    depth : int or None
+        N >= 2 ties the prior variances of the components with theta = 1 - 2/N, the empirical-Bayes counterpart of
+        weight decay on N factors. None: every component has its own (the limit of depth) where less than a fifth of
+        the matrix is observed, 3 on denser ones, whose spectra have long tails.
+    width : int or None
+        Components to start from; None: 30, on dense masks 62. At most half of the shorter side is used.
+    implicit_features : bool or None
+        Whether *which* entries are observed informs the factors (spectral features of the mask as prior means, like
+        SVD++). Right for ratings, where people choose what they rate; without effect where entries are missing at
+        random; **a leak where the pattern of the mask knows the answer**. None: on masks of less than a fifth of the
+        matrix and up to 5 million entries.
+    biases : bool
+        Whether rows and columns have biases.
+    max_iter : int or None
+        Sweeps over rows and columns; None: 30, on dense masks 60.
+    tol : float
+        The fit ends when a sweep lowers the noise estimate by less than this fraction.
+    callback, on_failure, device, n_threads, random_state
+        As in :func:`fastdmf.solve`.
+    dtype : numpy dtype, optional
+        float32 or float64; default that of ``y``.
+
+    Returns
+    -------
+    VariationalSolution
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it should be; the message names it.
+
+    References
+    ----------
+    Lim and Teh 2007, Variational Bayesian approach to movie rating prediction; Raiko, Ilin and Karhunen 2007;
+    Koren 2008 for the use of the mask.
+    """
+    if not isinstance(mask, EntryMask):
+        raise TypeError(f"mask must be an EntryMask, got {type(mask).__name__}: solve(...) serves other operators")
+    if on_failure not in ("warn", "ignore"):
+        raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
+    y, weights, dtype = check_data(mask, y, weights, dtype, ndims=(1,))
+    if weights is not None and not weights.any():
+        raise ValueError("weights are zero everywhere: at least one entry must count")
+    check_number("tol", tol, 0, closed=True)
+    if depth is not None:
+        check_count("depth", depth, 2)
+    seed = check_seed(random_state)
+    n1, n2 = mask.shape
+    dense = mask.size >= _DENSE * n1 * n2
+    if width is None:
+        width = _WIDTH_DENSE if dense else _WIDTH
+    width = min(check_count("width", width), min(n1, n2) // 2)
+    if implicit_features is None:
+        implicit_features = not dense and mask.size <= _FEATURES_MAX
+    max_iter = (_SWEEPS_DENSE if dense else _SWEEPS) if max_iter is None else check_count("max_iter", max_iter)
+    theta = (1 / 3 if dense else 1.0) if depth is None else 1 - 2 / depth
+    settings = Settings(theta, width, bool(biases))
+
+    backend = get_backend(device)
+    with thread_limits(n_threads):
+        process = _Fit(backend, mask, y, weights, settings, dtype, seed, _FEATURES if implicit_features else 0)
+        statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback)
+        factors = process.balanced_factors(3 if depth is None else int(depth))
+    if on_failure == "warn":
+        warn_unless_success(statuses)
+    history = {name: v if name == "iteration" else v[:, 0] for name, v in history.items()}
+    sweeps, biases = process.sweeps, process.biases()
+    return VariationalSolution(
+        factors,
+        statuses[0],
+        int(n_iter[0]),
+        process.n_eval,
+        history,
+        False,
+        backend.name,
+        mean=process.mean,
+        row_bias=biases[0],
+        column_bias=biases[1],
+        noise=sweeps.noise,
+        components=sweeps.components,
+        sweeps=sweeps,
+    )
+
+
+class _Fit:
+    """The sweeps as the loop drives them (``engine.Process``)."""
+
+    def __init__(self, backend, mask, y, weights, settings, dtype, seed, features):
+        kernels, (n1, n2) = backend.kernels, mask.shape
+
+        def padded(values):
+            out = np.zeros(mask.size + kernels.PAD, dtype)
+            out[: mask.size] = values
+            return out
+
+        y = mask.sort(y)
+        w = None if weights is None else padded(mask.sort(weights))
+        self.mean = float(y.mean(dtype=np.float64) if w is None else np.average(y, weights=w[: mask.size]))
+        by_row = padded(y - y.dtype.type(self.mean))
+        colptr, rows, order = kernels.entry_blocks(mask.indptr, mask.indices, n1, n2, n1)
+        by_column = (colptr, rows, padded(by_row[order]), None if w is None else padded(w[order]))
+        del order
+        rng = np.random.default_rng(seed)
+        self.sweeps = Sweeps(kernels, (mask.indptr, mask.indices, by_row, w), by_column, settings, rng, dtype)
+        if features:
+            self.sweeps.use_features(features)
+        self.sweeps.start()
+        self.n_eval, self.change = 0, 1.0
+
+    def step(self):
+        before = self.sweeps.noise
+        self.sweeps.step()
+        self.n_eval += 1
+        self.change = (before - self.sweeps.noise) / before if self.sweeps.done >= _STOP_FROM else 1.0
+
+    def record(self):
+        sweeps = self.sweeps
+        values = {
+            "relative_loss": max(self.change, 0.0),
+            "null_objective": sweeps.noise,
+            "objective": sweeps.noise,
+            "loss": sweeps.squared_error / sweeps.rows.total,
+            "components": sweeps.components,
+        }
+        return {name: np.array([value]) for name, value in values.items()}
+
+    def failed(self):
+        return np.array([False])
+
+    def finish(self, position, slice_, best):
+        """Nothing: the sweeps hold the result."""
+
+    def balanced_factors(self, depth):
+        """Return the latent part as depth balanced factors."""
+        sweeps = self.sweeps
+        latent = slice(sweeps.head, sweeps.live)
+        p, q = sweeps.rows.x[:, latent], sweeps.columns.x[:, latent]
+        left, right, s = balancing_rotations(p, q)
+        # What the rotation rounds up to 1e-6 of the largest is dead.
+        alive = s > 2e-6 * s[:1]
+        outer, inner = alive * s ** (1 / depth - 0.5), [np.diag(alive * s ** (1 / depth)).astype(p.dtype)] * (depth - 2)
+        return [(q @ (right * outer).astype(p.dtype)).T, *inner, p @ (left * outer).astype(p.dtype)]
+
+    def biases(self):
+        rows, columns, head = self.sweeps.rows, self.sweeps.columns, self.sweeps.head
+        return [np.array(side.x[:, k]) if head else np.zeros(side.n) for side, k in ((rows, 0), (columns, 1))]
+
+    def factors(self):
+        return self.balanced_factors(2)

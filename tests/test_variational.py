@@ -1,0 +1,252 @@
+"""vbmf: components that the data support, noise estimates, equivariance, features of the mask, bad input."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+import fastdmf
+from fastdmf.alternating import balancing_rotations
+from fastdmf.backend import get_backend
+from fastdmf.engine import SolveWarning, Status
+from fastdmf.mask_features import Regression
+from fastdmf.variational import vbmf
+
+
+def ratings(n1, n2, count, rank, noise, *, biases=0.3, seed=0):
+    """Low rank plus biases plus noise at random cells: (mask, y, truth with noise everywhere)."""
+    rng = np.random.default_rng(seed)
+    full = biases * (rng.standard_normal((n1, 1)) + rng.standard_normal(n2)) + 1.0
+    if rank:
+        full += rng.standard_normal((n1, rank)) @ rng.standard_normal((rank, n2))
+    full += noise * rng.standard_normal((n1, n2))
+    rows, cols = np.divmod(rng.choice(n1 * n2, count, replace=False), n2)
+    return fastdmf.EntryMask(rows, cols, (n1, n2)), full[rows, cols], full
+
+
+def hidden_error(solution, mask, full):
+    outside = np.ones(full.shape, bool)
+    outside[mask.rows, mask.cols] = False
+    return np.sqrt(np.mean((solution.matrix() - full)[outside] ** 2))
+
+
+@pytest.mark.parametrize(("noise", "error"), [(0.1, 0.115), (0.5, 0.562), (1.0, 1.115)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exactly_the_true_components_survive(noise, error, dtype):
+    """Rank 5 among 30 components; error and noise estimate are those of the study, noise included."""
+    mask, y, full = ratings(500, 400, 30_000, 5, noise)
+    solution = vbmf(mask, y.astype(dtype), random_state=0)
+    print(f"noise {noise}: {solution.components} components, s = {solution.noise:.4f}, {solution.n_iter} sweeps")
+    assert solution.status is Status.CONVERGED and solution.components == 5
+    assert solution.factors[0].dtype == dtype
+    assert abs(solution.noise / noise**2 - 1) < 0.03
+    assert hidden_error(solution, mask, full) < error
+
+
+def test_no_noise_is_recognised():
+    mask, y, full = ratings(500, 400, 30_000, 5, 0.0)
+    solution = vbmf(mask, y, random_state=0, on_failure="ignore")
+    assert solution.components == 5 and solution.noise < 1e-6
+    assert hidden_error(solution, mask, full) < 1e-3
+
+
+@pytest.mark.parametrize("implicit_features", [False, True])
+def test_pure_noise_shrinks_to_the_biases(implicit_features):
+    mask, y, full = ratings(2000, 1000, 60_000, 0, 1.0, biases=1.0)
+    solution = vbmf(mask, y, implicit_features=implicit_features, random_state=0, on_failure="ignore")
+    latent = np.linalg.norm(fastdmf.Solution.matrix(solution)) / np.sqrt(full.size)
+    error = hidden_error(solution, mask, full)
+    print(f"latent part {latent:.4f}, error {error:.4f}")
+    assert latent < 0.05 and error < 1.03
+
+
+def test_scale_and_shift():
+    """Data times 1024 give as much of the result, a shift is absorbed by the mean."""
+    mask, y, _ = ratings(60, 50, 900, 3, 0.3)
+    one = vbmf(mask, y, random_state=0, on_failure="ignore")
+    two = vbmf(mask, 1024 * y, random_state=0, on_failure="ignore")
+    np.testing.assert_allclose(two.matrix() / 1024, one.matrix(), atol=1e-8)
+    assert one.n_iter == two.n_iter
+    moved = vbmf(mask, y + 100, random_state=0, on_failure="ignore")
+    np.testing.assert_allclose(moved.matrix() - 100, one.matrix(), atol=1e-7)
+
+
+def test_the_order_of_the_entries_does_not_matter():
+    mask, y, _ = ratings(60, 50, 900, 3, 0.3)
+    order = np.random.default_rng(1).permutation(900)
+    other = fastdmf.EntryMask(mask.rows[order], mask.cols[order], mask.shape)
+    one, two = vbmf(mask, y, random_state=0), vbmf(other, y[order], random_state=0)
+    np.testing.assert_array_equal(one.matrix(), two.matrix())
+
+
+def test_whole_weights_are_repeated_entries():
+    """Weight 2 moves the regressions as an entry that stands twice; weight 0 leaves an entry out."""
+    mask, y, _ = ratings(60, 50, 900, 3, 0.3)
+    options = {"random_state": 0, "on_failure": "ignore", "implicit_features": False}
+    twice = vbmf(mask, y, weights=np.full(900, 2.0), tol=0.0, max_iter=12, **options)
+    once = vbmf(mask, y, tol=0.0, max_iter=12, **options)
+    assert twice.noise < once.noise
+    weights = np.ones(900)
+    weights[:200] = 0
+    part = fastdmf.EntryMask(mask.rows[200:], mask.cols[200:], mask.shape)
+    left_out = vbmf(mask, np.where(weights > 0, y, 77.0), weights=weights, **options)
+    np.testing.assert_allclose(left_out.matrix(), vbmf(part, y[200:], **options).matrix(), rtol=1e-8)
+
+
+def test_empty_and_single_rows_and_columns():
+    """They take their prior mean: the mean plus the biases of the other side."""
+    rng = np.random.default_rng(0)
+    rows, cols = np.divmod(rng.choice(40 * 30, 500, replace=False), 30)
+    keep = (rows > 1) & (cols > 0)
+    mask = fastdmf.EntryMask(np.append(rows[keep], 1), np.append(cols[keep], 5), (40, 30))
+    y = rng.standard_normal(mask.size) + 3
+    solution = vbmf(mask, y, implicit_features=False, random_state=0, on_failure="ignore")
+    full = solution.matrix()
+    assert np.isfinite(full).all()
+    np.testing.assert_allclose(full[0], solution.mean + solution.column_bias, rtol=1e-12)
+    assert abs(solution.row_bias[0]) < 1e-12 and abs(solution.column_bias[0]) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (5, 1)])
+def test_tiny_matrices(shape):
+    rows, cols = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
+    solution = vbmf(fastdmf.EntryMask(rows, cols, shape), rows + 1.0, random_state=0, on_failure="ignore")
+    assert np.isfinite(solution.matrix()).all() and solution.matrix().shape == shape
+
+
+def test_constant_data():
+    mask, y, _ = ratings(20, 20, 100, 0, 0.0, biases=0.0)
+    solution = vbmf(mask, y, random_state=0, on_failure="ignore")
+    np.testing.assert_allclose(solution.matrix(), 1.0, rtol=1e-6)
+
+
+def test_factors_are_balanced_and_multiply_to_the_latent_part():
+    mask, y, _ = ratings(80, 60, 2000, 3, 0.2)
+    for depth in (2, 3, 4):
+        solution = vbmf(mask, y, depth=depth, random_state=0, on_failure="ignore")
+        assert len(solution.factors) == depth
+        product = solution.factors[0]
+        for below, above in itertools.pairwise(solution.factors):
+            np.testing.assert_allclose(above.T @ above, below @ below.T, atol=1e-5)
+            product = above @ product
+        expected = solution.mean + solution.row_bias[:, None] + solution.column_bias + product
+        np.testing.assert_allclose(solution.matrix(), expected, atol=1e-10)
+
+
+def test_standard_deviations_are_right_on_average():
+    mask, y, full = ratings(500, 400, 20_000, 5, 0.5)
+    solution = vbmf(mask, y, random_state=0)
+    outside = np.ones(full.shape, bool)
+    outside[mask.rows, mask.cols] = False
+    rows, cols = np.nonzero(outside)
+    mean, std = solution.predict(rows, cols, return_std=True)
+    np.testing.assert_allclose(mean, solution.matrix()[rows, cols], atol=1e-12)
+    ratio = np.mean(std**2) / np.mean((mean - full[rows, cols]) ** 2)
+    print(f"predicted over actual mean square {ratio:.3f}")
+    assert 0.9 < ratio < 1.05 and (std > 0).all()
+
+
+def test_features_are_the_singular_vectors_of_the_scaled_mask():
+    mask, y, _ = ratings(70, 50, 900, 2, 0.3)
+    solution = vbmf(mask, y, implicit_features=True, random_state=0, on_failure="ignore")
+    pattern = csr_array((np.ones(900), (mask.rows, mask.cols)), shape=mask.shape).toarray()
+    c, d = pattern.sum(1), pattern.sum(0)
+    scaled = pattern / np.sqrt(np.maximum(c, 1))[:, None] / np.sqrt(np.maximum(d, 1))
+    u, s, vt = np.linalg.svd(scaled, full_matrices=False)
+    rows, columns = (side.regression.features for side in solution.sweeps.sides)
+    for features, vectors, n, counts in ((rows, u, 70, c), (columns, vt.T, 50, d)):
+        # Twenty leading pairs; signs are free.
+        expected = np.sqrt(n) * (vectors * s)[:, 1:20]
+        np.testing.assert_allclose(np.abs(features[:, 2:21]), np.abs(expected), atol=1e-4)
+        np.testing.assert_allclose(features[:, 0], np.log1p(counts) - np.log1p(counts).mean())
+    # A new row with the observations of row 3 has the features of row 3.
+    seen = pattern[3] > 0
+    again = solution.sweeps.right_features[seen].sum(0) / np.sqrt(seen.sum())
+    np.testing.assert_allclose(again, rows[3, 2:], atol=1e-8)
+
+
+def test_regression_on_features():
+    """Against the normal equations, and coefficients that mean nothing shrink."""
+    rng = np.random.default_rng(0)
+    f = rng.standard_normal((300, 4))
+    x = np.column_stack([f @ [1.0, -2.0, 0.5, 0.0] + 0.1 * rng.standard_normal(300), rng.standard_normal(300)])
+    regression = Regression(f, np.array([4.0, 0.25]))
+    trust, prior = rng.uniform(0.5, 1, 300), np.array([0.3, 0.7])
+    mean = regression.fit(x, trust, prior)
+    gram = f.T @ (f * trust[:, None])
+    for k, ridge in enumerate((0.3 / 4.0, 0.7 / 0.25)):
+        z = np.linalg.solve(gram + ridge * np.eye(4), f.T @ (trust * x[:, k]))
+        np.testing.assert_allclose(mean[:, k], f @ z, rtol=1e-10)
+    for _ in range(20):
+        regression.fit(x, trust, prior)
+    assert regression.variance[0] > 0.5 and regression.variance[1] < 0.02
+
+
+def test_product_of_a_sparse_matrix():
+    kernels = get_backend().kernels
+    rng = np.random.default_rng(0)
+    mask = fastdmf.EntryMask(*np.divmod(rng.choice(33 * 257, 900, replace=False), 257), (33, 257))
+    for dtype, h in ((np.float32, 16), (np.float32, 80), (np.float64, 8)):
+        r, v = np.zeros(900 + kernels.PAD, dtype), kernels.aligned_empty((257, h), dtype)
+        r[:900], v[:] = rng.standard_normal(900), rng.standard_normal((257, h))
+        out = kernels.aligned_empty((33, h), dtype)
+        out[:] = np.nan
+        kernels.entry_product(out, r, v, mask.indptr, mask.indices)
+        dense = csr_array((r[:900].astype(float), mask.indices[:900], mask.indptr), shape=(33, 257))
+        np.testing.assert_allclose(out, dense @ v.astype(float), atol=50 * np.finfo(dtype).eps)
+
+
+def test_balancing_rotations():
+    rng = np.random.default_rng(0)
+    p, q = rng.standard_normal((40, 5)), rng.standard_normal((30, 5))
+    left, right, s = balancing_rotations(p, q)
+    np.testing.assert_allclose(s, np.linalg.svd(p @ q.T, compute_uv=False)[:5])
+    np.testing.assert_allclose(p @ left @ (q @ right).T, p @ q.T, atol=1e-12)
+    np.testing.assert_allclose((p @ left).T @ (p @ left), np.diag(s), atol=1e-12)
+
+
+def test_same_bits_for_any_number_of_threads():
+    mask, y, _ = ratings(300, 200, 5000, 3, 0.3)
+    results = [vbmf(mask, y, random_state=0, n_threads=n, on_failure="ignore") for n in (1, 2)]
+    assert results[0].matrix().tobytes() == results[1].matrix().tobytes()
+    assert results[0].noise == results[1].noise
+
+
+def test_callback_and_max_iter():
+    mask, y, _ = ratings(60, 50, 900, 3, 0.3)
+    seen = []
+    solution = vbmf(mask, y, random_state=0, callback=lambda p: seen.append(p.iteration) or p.iteration == 3)
+    assert solution.status is Status.STOPPED and seen == [0, 1, 2, 3] and solution.n_iter == 3
+    with pytest.warns(SolveWarning, match="MAX_ITER"):
+        vbmf(mask, y, random_state=0, max_iter=2)
+    one = vbmf(mask, y, random_state=0, max_iter=1, on_failure="ignore")
+    assert np.isfinite(one.matrix()).all()
+    assert list(solution.history) == ["iteration", "objective", "loss", "components"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"mask": np.ones((3, 3))}, TypeError, "mask must be an EntryMask"),
+        ({"y": np.full(20, np.nan)}, ValueError, "y contains NaN"),
+        ({"y": np.ones(19)}, ValueError, "y has 19 measurements"),
+        ({"y": np.ones((2, 20))}, ValueError, "y must have 1 dimensions"),
+        ({"y": np.array(["a"] * 20)}, TypeError, "y must hold real numbers"),
+        ({"weights": -np.ones(20)}, ValueError, "weights must not be negative"),
+        ({"weights": np.zeros(20)}, ValueError, "weights are zero everywhere"),
+        ({"depth": 1}, ValueError, "depth must be an integer >= 2"),
+        ({"width": 0}, ValueError, "width must be an integer >= 1"),
+        ({"max_iter": 0}, ValueError, "max_iter must be an integer >= 1"),
+        ({"tol": -1.0}, ValueError, "tol must be a number >= 0"),
+        ({"random_state": -1}, ValueError, "random_state must hold integers >= 0"),
+        ({"dtype": "int32"}, ValueError, "dtype must be float32 or float64"),
+        ({"on_failure": "raise"}, ValueError, "on_failure must be"),
+        ({"device": "tpu"}, ValueError, "device must be"),
+    ],
+)
+def test_bad_input(change, error, message):
+    mask, y, _ = ratings(10, 8, 20, 1, 0.1)
+    arguments = {"mask": mask, "y": y, **change}
+    with pytest.raises(error, match=message):
+        vbmf(arguments.pop("mask"), arguments.pop("y"), **arguments)
