@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.problem import squared_norm
-from fastdmf.rule import Rule, State, column
+from fastdmf.rule import Rule, State
 
 __all__ = ["Auto"]
 
 # Settings of the self-tuned rule, from the study of rules on the paper's instances (median of 5 seeds): the step
 # constant of the take-off by depth (exponential separation of modes at depth 2 is blunted by coarse steps, the finite
-# blow-up of deeper chains is not), the switch to acceleration, and the memory: ten pairs, fewer where they would take
-# more than 256 MB (their reading would also cost more than the evaluation), never fewer than four.
+# blow-up of deeper chains is not), the switch to acceleration, and the memory: ten pairs, fewer where they and the
+# place of a new one would take more than 256 MB (their reading would also cost more than the evaluation), never fewer
+# than four.
 _TAKE_OFF = {1: 0.5, 2: 0.1, 3: 1.0}
 _TAKE_OFF_DEEPER = 1.5
 _SWITCH, _SWITCH_SLOW, _SLOW = 0.1, 0.5, 0.02
@@ -59,7 +60,6 @@ class _AutoState(State):
     newest: np.ndarray = None
     held: np.ndarray = None
     fresh: np.ndarray = None
-    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Auto(Rule):
         losses, objective = problem.evaluate(x, grad)
         s1 = problem.leading_singular(right, 5)
         g1 = problem.leading_gradient(u, v, 5)
-        affordable = int(_MEMORY_BYTES / (2 * x[0].nbytes))
-        memory = min(_MEMORY, max(_MEMORY_LEAST, affordable)) if self.accelerate else 0
+        affordable = int(_MEMORY_BYTES / (2 * x[0].nbytes)) - 1
+        places = 1 + min(_MEMORY, max(_MEMORY_LEAST, affordable)) if self.accelerate else 0
 
         def scalars(value, dtype=np.float64):
             return np.full(batch, value, dtype)
@@ -133,22 +133,21 @@ class Auto(Rule):
             kappa=np.broadcast_to(problem.bound.curvature(), (batch,)).copy(),
             decrease=scalars(1.0),
             accelerated=scalars(False, bool),
-            direction=np.zeros_like(x) if memory else None,
+            direction=np.zeros_like(x) if places else None,
             slope=scalars(0.0),
             stretch=scalars(1.0),
             trials=scalars(0, np.int64),
             restarts=scalars(0, np.int64),
             base=scalars(0.0),
             pairs=None,
-            s_y=np.zeros((batch, memory, memory)),
-            y_y=np.zeros((batch, memory, memory)),
-            products=np.zeros((batch, 2 * memory)),
-            coefficients=np.zeros((batch, 2 * memory)),
+            s_y=np.zeros((batch, places, places)),
+            y_y=np.zeros((batch, places, places)),
+            products=np.zeros((batch, 2 * places)),
+            coefficients=np.zeros((batch, 2 * places)),
             gamma=scalars(0.0),
             newest=scalars(0, np.int64),
             held=scalars(0, np.int64),
             fresh=scalars(True, bool),
-            memory=memory,
         )
         state.step_size = self._lipschitz_step(problem, state)
         return state
@@ -164,49 +163,50 @@ class Auto(Rule):
             return np.where(bound > 0, c / bound, 0.0)
 
     def step(self, problem, state):
-        if state.accelerated.any():
-            self._aim(state)
-        self._try(state)
-        in_flow = ~state.accelerated
-        probe = (state.u.copy(), state.v.copy()) if in_flow.any() else None
+        fast = state.accelerated
+        count = np.count_nonzero(fast)
+        in_flow = count < len(fast)
+        self._try(problem, state, count)
+        probe = (state.u.copy(), state.v.copy()) if in_flow else None
         losses, objective = problem.evaluate(state.trial, state.trial_grad, probe)
-        accepted = np.where(in_flow, self._judge_flow(state, objective), self._judge_search(state, objective))
-        decrease = np.where(accepted, 1 - _ratio(objective, state.objective), 0.0)
-        if state.accelerated.any():
-            far = _ratio(state.objective, problem.scale * problem.null_losses) > _SWITCH
-            self._remember(state, accepted & state.accelerated, np.where(far, _COSINE, _COSINE_LEAST))
+        accepted = objective <= state.objective + _ARMIJO * state.stretch * state.slope
+        if in_flow:
+            rose = ~fast & ~(objective <= state.objective)
+            state.kappa[rose] *= 1.5
+            accepted = np.where(fast, accepted, objective <= 2 * state.objective)
+            decrease = np.where(accepted, 1 - _ratio(objective, state.objective), 0.0)
+        if count:
+            self._remember(problem, state, accepted & fast)
+            self._retreat(state, ~accepted & fast)
         self._accept(state, accepted, losses, objective)
-        if in_flow.any():
-            self._measure(problem, state, accepted & in_flow, probe, decrease)
-        self._retreat(state, ~accepted & ~in_flow)
+        if in_flow:
+            self._measure(problem, state, accepted & ~fast, probe, decrease)
 
-    def _try(self, state):
-        """Write the trial point of every slice."""
-        flow = ~state.accelerated
-        if flow.any():
-            np.multiply(state.grad, column(-np.where(flow, state.step_size, 0), state.x), out=state.trial)
-        if not flow.all():
-            stretched = column(np.where(flow, 0, state.stretch), state.x) * state.direction
-            if flow.any():
-                state.trial += stretched
+    def _try(self, problem, state, count):
+        """Write the trial point of every slice; ``count`` of them are accelerated."""
+        move = problem.kernels.slices_move
+        if not count:
+            move(state.trial, state.x, -state.step_size, state.grad)
+            return
+        aimed = state.accelerated & state.fresh
+        self._aim(problem, state, aimed)
+        for b in np.flatnonzero(~aimed):
+            one = slice(b, b + 1)
+            if state.accelerated[b]:
+                move(state.trial[one], state.x[one], state.stretch[one], state.direction[one])
             else:
-                state.trial[:] = stretched
-        state.trial += state.x
-
-    def _judge_flow(self, state, objective):
-        rose = ~(objective <= state.objective)
-        state.kappa = np.where(rose & ~state.accelerated, 1.5 * state.kappa, state.kappa)
-        return objective <= 2 * state.objective
+                move(state.trial[one], state.x[one], -state.step_size[one], state.grad[one])
 
     def _accept(self, state, accepted, losses, objective):
         if accepted.all():
             state.x, state.trial = state.trial, state.x
             state.grad, state.trial_grad = state.trial_grad, state.grad
+            state.losses, state.objective = losses, objective
         else:
             np.copyto(state.x, state.trial, where=accepted[:, None])
             np.copyto(state.grad, state.trial_grad, where=accepted[:, None])
-        state.losses = np.where(accepted, losses, state.losses)
-        state.objective = np.where(accepted, objective, state.objective)
+            state.losses = np.where(accepted, losses, state.losses)
+            state.objective = np.where(accepted, objective, state.objective)
 
     def _measure(self, problem, state, moved, probe, decrease):
         """Update the power iterations at the new point, the step, and the decision to accelerate."""
@@ -227,125 +227,79 @@ class Auto(Rule):
         # A zero step means a zero gradient or a flat chain; a step below rounding would repeat for ever.
         state.failed |= flow & (~(step > 0) | (state.kappa > 1e30))
         if self.accelerate:
-            f = _ratio(state.objective, problem.scale * problem.null_losses)
+            f = _ratio(state.objective, problem.null_objective)
             ready = flow & moved & ((f < _SWITCH) | ((f < _SWITCH_SLOW) & (state.decrease < _SLOW)))
             state.accelerated |= ready
             state.base = np.where(ready, step, state.base)
 
     # -- phase 2 --
 
-    def _aim(self, state):
-        """Give a direction to the accelerated slices that have just moved or cleared their memory."""
+    def _aim(self, problem, state, aimed):
+        """Give a direction and a first trial to the slices that have just moved or cleared their memory."""
+        if not aimed.any():
+            return
         if state.pairs is None:
-            rows, size = 2 * state.memory, state.x.shape[1]
-            state.pairs = np.zeros((len(state.x), rows, size), state.x.dtype)
-        for b in np.flatnonzero(state.accelerated & state.fresh):
-            self._direct(state, b)
-        state.fresh &= ~state.accelerated
+            rows, size = state.products.shape[1], state.x.shape[1]
+            state.pairs = problem.kernels.aligned_empty((len(state.x), rows, size), state.x.dtype)
+        problem.kernels.lbfgs_direct(
+            state.direction,
+            state.trial,
+            state.slope,
+            state.coefficients,
+            state.gamma,
+            state.held,
+            state.pairs,
+            state.s_y,
+            state.y_y,
+            state.products,
+            state.newest,
+            state.x,
+            state.grad,
+            state.base,
+            aimed,
+        )
+        state.stretch[aimed] = state.step_size[aimed] = 1.0
+        state.trials[aimed] = 0
+        state.failed |= aimed & ~(state.slope < 0)
+        state.fresh &= ~aimed
 
-    def _direct(self, state, b):
-        """Set the direction -H grad of slice ``b`` from the products of its memory with the gradient."""
-        k, g, d = state.memory, state.grad[b], state.direction[b]
-        if state.held[b]:
-            oldest_first = (state.newest[b] - np.arange(state.held[b])[::-1]) % k
-            state.coefficients[b], state.gamma[b] = _inverse_hessian(
-                oldest_first, state.s_y[b], state.y_y[b], state.products[b]
-            )
-            np.matmul(-state.coefficients[b].astype(g.dtype), state.pairs[b], out=d)
-            d -= g.dtype.type(state.gamma[b]) * g
-            state.slope[b] = np.vdot(g, d)
-        if not state.held[b] or not state.slope[b] < 0:
-            state.held[b], state.coefficients[b], state.gamma[b] = 0, 0, state.base[b]
-            np.multiply(g, g.dtype.type(-state.base[b]), out=d)
-            state.slope[b] = np.vdot(g, d)
-        state.stretch[b] = state.step_size[b] = 1.0
-        state.trials[b] = 0
-        if not state.slope[b] < 0:
-            state.failed[b] = True
-
-    def _judge_search(self, state, objective):
-        return objective <= state.objective + _ARMIJO * state.stretch * state.slope
-
-    def _remember(self, state, moved, cosine):
-        """Store the pairs s = trial - x, y = trial_grad - grad of the slices that are about to move.
-
-        A pair counts when the cosine of its angle is above ``cosine`` (B,).
-        The pairs are formed in the place of x and grad, which the move overwrites. Their inner products with the older
-        pairs need no pass over the memory: Y^T s follows from the direction's coefficients, [S Y]^T y from the one
-        product [S Y]^T grad that the next direction needs anyway.
-        """
-        k = state.memory
-        for b in np.flatnonzero(moved):
-            s = np.subtract(state.trial[b], state.x[b], out=state.x[b])
-            y = np.subtract(state.trial_grad[b], state.grad[b], out=state.grad[b])
-            old, g = state.products[b].copy(), state.trial_grad[b]
-            if state.held[b]:
-                state.products[b] = state.pairs[b] @ g
-            s_s, s_y, y_y = float(np.vdot(s, s)), float(np.vdot(s, y)), float(np.vdot(y, y))
-            state.fresh[b], state.restarts[b] = True, 0
-            if not s_y > cosine[b] * np.sqrt(s_s * y_y):
-                continue
-            slot = (state.newest[b] + 1) % k if state.held[b] else 0
-            if state.held[b]:
-                in_s, in_y = state.coefficients[b, :k], state.coefficients[b, k:]
-                y_d = -(in_s @ state.s_y[b] + in_y @ state.y_y[b] + state.gamma[b] * old[k:])
-                state.s_y[b, slot] = state.stretch[b] * y_d
-                change = state.products[b] - old
-                state.s_y[b, :, slot] = change[:k]
-                state.y_y[b, slot] = state.y_y[b, :, slot] = change[k:]
-            state.s_y[b, slot, slot], state.y_y[b, slot, slot] = s_y, y_y
-            state.pairs[b, slot], state.pairs[b, k + slot] = s, y
-            state.products[b, slot], state.products[b, k + slot] = np.vdot(s, g), np.vdot(y, g)
-            state.newest[b], state.held[b] = slot, min(state.held[b] + 1, k)
+    def _remember(self, problem, state, moved):
+        """Take the pairs of the slices that are about to move into the memory."""
+        if not moved.any():
+            return
+        far = state.objective > _SWITCH * problem.null_objective
+        problem.kernels.lbfgs_remember(
+            state.pairs,
+            state.s_y,
+            state.y_y,
+            state.products,
+            state.coefficients,
+            state.gamma,
+            state.newest,
+            state.held,
+            state.trial,
+            state.x,
+            state.trial_grad,
+            state.grad,
+            moved,
+            np.where(far, _COSINE, _COSINE_LEAST),
+            state.stretch,
+        )
+        state.fresh |= moved
+        state.restarts[moved] = 0
 
     def _retreat(self, state, refused):
         """Shrink the step of refused trials; after 8 clear the memory, after 3 cleared memories give up."""
         for b in np.flatnonzero(refused):
             state.trials[b] += 1
-            state.stretch[b] *= _SHRINK
+            state.stretch[b] = state.step_size[b] = _SHRINK * state.stretch[b]
             if state.trials[b] >= _TRIALS:
                 state.held[b], state.fresh[b] = 0, True
                 state.base[b] *= 0.5
                 state.restarts[b] += 1
                 state.failed[b] |= state.restarts[b] >= _RESTARTS
-        state.step_size = np.where(state.accelerated, state.stretch, state.step_size)
 
 
 def _ratio(a, b):
     """Return a / b, and 0 for 0 / 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
-
-
-def _inverse_hessian(oldest_first, s_y, y_y, products):
-    """Return the coefficients of H g in the memory, and gamma, by the compact form of BFGS.
-
-    H g = gamma g + S in_s + Y in_y with R a = S^T g, in_y = -gamma a, R^T in_s = (D + gamma Y^T Y) a - gamma Y^T g,
-    where R is the upper triangle of S^T Y, oldest pair first, and D its diagonal (Byrd, Nocedal and Schnabel 1994,
-    eq. 2.22; the same H as the two-loop recursion).
-
-    Parameters
-    ----------
-    oldest_first : ndarray of int, shape (held,)
-        Slots of the pairs in the order of their age.
-    s_y, y_y : ndarray of shape (k, k)
-        s_i . y_j and y_i . y_j, by slot.
-    products : ndarray of shape (2 k,)
-        s_i . g, then y_i . g.
-
-    Returns
-    -------
-    coefficients : ndarray of shape (2 k,)
-        in_s, then in_y, by slot; zero for empty slots.
-    gamma : float
-        s . y / y . y of the newest pair.
-    """
-    k = len(s_y)
-    inside = np.ix_(oldest_first, oldest_first)
-    r, yy = np.triu(s_y[inside]), y_y[inside]
-    s_g, y_g = products[:k][oldest_first], products[k:][oldest_first]
-    gamma = r[-1, -1] / yy[-1, -1]
-    a = np.linalg.solve(r, s_g)
-    coefficients = np.zeros(2 * k)
-    coefficients[oldest_first] = np.linalg.solve(r.T, np.diagonal(r) * a + gamma * (yy @ a - y_g))
-    coefficients[k + oldest_first] = -gamma * a
-    return coefficients, gamma

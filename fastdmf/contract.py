@@ -174,8 +174,9 @@ class Bound:
         """Return a compiled evaluation of whole chains of this layout, or None where there is none.
 
         The one place where the operator's side knows the chain: for small matrices the calls cost more than the
-        arithmetic. The result is called with (x, grad, probe), flat (B, D) buffers and a probe as above; it returns
-        (losses, P, Q^T) and overwrites ``grad`` with the gradient of sum w rho / 2.
+        arithmetic. The result is called with (x, grad, factors, probe), flat (B, D) buffers, (B,) numbers and a probe
+        as above; it returns sum w rho and overwrites ``grad`` with the gradient of factors / 2 times that. Its
+        ``halves()`` are P and Q^T of the point of the last call.
         """
         return None
 

@@ -10,7 +10,7 @@ from fastdmf.chain import INITS, Layout, imbalance, initial_factors
 from fastdmf.engine import Solution, Stop, drive, singular_values, warn_unless_success
 from fastdmf.losses import as_loss
 from fastdmf.operators import Operator, as_operator
-from fastdmf.problem import NORMALISATIONS, Problem, squared_norm
+from fastdmf.problem import NORMALISATIONS, Problem
 from fastdmf.rules import as_rule
 
 __all__ = ["solve"]
@@ -269,10 +269,10 @@ class _Descent:
         problem, state = self.problem, self.state
         values = {
             "relative_loss": problem.relative(state.losses),
-            "null_objective": problem.scale * problem.null_losses,
+            "null_objective": problem.null_objective,
             "loss": problem.scale * state.losses,
             "objective": state.objective,
-            "grad_norm": np.sqrt(squared_norm(state.grad)),
+            "grad_norm": np.sqrt(problem.squared_norm(state.grad)),
             "step_size": state.step_size,
         }
         if self.monitor is not None:
@@ -339,7 +339,7 @@ def _check_start(process, rule, init_scale, given):
     state = process.state
     culprit = "factors" if given else f"init_scale={init_scale:g}"
     waiting = process.problem.relative(state.losses) > 0
-    flat = waiting & (squared_norm(state.grad) == 0)
+    flat = waiting & (process.problem.squared_norm(state.grad) == 0)
     if flat.any():
         raise ValueError(
             f"the start cannot move: its gradient is exactly zero ({culprit}). Factors of zeros are a saddle point, "

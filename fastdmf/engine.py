@@ -4,6 +4,7 @@ The loop drives any :class:`Process` and knows nothing of the solvers. A record 
 update t; one more record follows the last update, so T steps with ``check_every=1`` give T + 1 records.
 """
 
+import itertools
 import signal
 import threading
 import time
@@ -112,23 +113,25 @@ class History:
     """Records of all slices; one that has ended leaves NaN."""
 
     def __init__(self, batch):
-        self.batch, self.rows, self.iterations = batch, [], []
+        self.batch, self.rows, self.iterations, self.active = batch, [], [], []
 
     def add(self, iteration, active, values):
-        """Append one record of the slices ``active``."""
+        """Append one record of the slices ``active``; what is in it may change afterwards."""
         self.iterations.append(iteration)
-        full = {}
-        for name, value in values.items():
-            value = np.asarray(value, np.float64)
-            full[name] = np.full((self.batch, *value.shape[1:]), np.nan)
-            full[name][active] = value
-        self.rows.append(full)
+        self.active.append(active)
+        self.rows.append({name: np.array(value, np.float64) for name, value in values.items()})
 
     def arrays(self):
         """Return name -> array of shape (records, B, ...)."""
         out = {"iteration": np.array(self.iterations)}
-        for name in self.rows[0]:
-            out[name] = np.stack([row[name] for row in self.rows])
+        for name, first in self.rows[0].items():
+            out[name] = np.full((len(self.rows), self.batch, *first.shape[1:]), np.nan)
+            # Slices end seldom: records in a row hold the same ones.
+            start = 0
+            for _, run in itertools.groupby(self.active, key=id):
+                stop = start + len(list(run))
+                out[name][start:stop, self.active[start]] = np.stack([row[name] for row in self.rows[start:stop]])
+                start = stop
         return out
 
 
@@ -247,16 +250,20 @@ def drive(process, batch, stop, callback=None):
                 except KeyboardInterrupt:
                     interrupt.seen = True
 
-            ends: dict = {}
+            # All slices at once: most records end none.
             failed = process.failed()
-            for position in range(len(active)):
-                slice_ = active[position]
-                status = None
+            done = diverged | (relative <= stop.tol) | failed
+            if stop.patience is not None:
+                waited = process.n_eval - best_at[active] >= stop.patience
+                done |= waited
+            ends: dict = {}
+            last = answer or interrupt.seen or iteration >= stop.max_iter
+            for position in range(len(active)) if last else np.flatnonzero(done):
                 if diverged[position]:
                     status = Status.DIVERGED
                 elif relative[position] <= stop.tol:
                     status = Status.CONVERGED
-                elif stop.patience is not None and process.n_eval - best_at[slice_] >= stop.patience:
+                elif stop.patience is not None and waited[position]:
                     status = Status.EARLY_STOPPED
                 elif failed[position]:
                     status = Status.STALLED
@@ -264,10 +271,9 @@ def drive(process, batch, stop, callback=None):
                     status = Status.STOPPED
                 elif interrupt.seen:
                     status = Status.INTERRUPTED
-                elif iteration >= stop.max_iter:
+                else:
                     status = Status.MAX_ITER
-                if status is not None:
-                    ends[position] = status
+                ends[position] = status
 
             for position, status in ends.items():
                 slice_ = active[position]

@@ -264,11 +264,9 @@ class _BoundMask(Bound):
         return self.operator.curvature_factor * self.weight_sums() / (n1 * n2)
 
     def fuse_chain(self, layout):
-        if layout.symmetric or layout.depth < 2 or self.route == "dense" or max(layout.shape) > _SMALL:
+        if layout.symmetric or layout.depth < 2 or max(layout.dims) > _SMALL:
             return None
-        # A batch also gains its parallel loop over the slices.
-        narrow = self.route == "one_pass_serial" and layout.width <= _FUSED_WIDTH
-        return FusedChain(self, layout) if narrow or self.batch > 1 else None
+        return FusedChain(self, layout)
 
     def _forward_sorted(self, p, qt):
         kernels, op = self.backend.kernels, self.operator
@@ -299,37 +297,70 @@ class _BoundMask(Bound):
         return np.ascontiguousarray(gp[:, :, :h]), np.ascontiguousarray(gqt[:, :, :h])
 
 
-# Rows or columns, and inner width, up to which a whole chain is evaluated in one compiled call. Its time over that of
-# separate products at n = 100: 0.7 at width 20, 0.9 at 32 and 48, 0.9 to 1.0 at 64 and 100 (bench/chain.py), where the
-# products are all there is.
-_SMALL, _FUSED_WIDTH = 500, 32
+# Rows, columns and inner widths up to which a whole chain is evaluated in one compiled call.
+_SMALL = 500
+# ns of work under which a parallel region over the slices costs more than it saves.
+_SERIAL_NS = 50_000
 
 
 class FusedChain:
-    """All products, residuals and gradients of one evaluation of a small mask problem in one compiled call."""
+    """All products, residuals and gradients of one evaluation of a small mask problem in one compiled call.
+
+    Parameters
+    ----------
+    bound : _BoundMask
+    layout : fastdmf.chain.Layout
+        Of depth 2 or more, not symmetric.
+    """
 
     def __init__(self, bound, layout):
-        kernels = bound.backend.kernels
-        self.bound, self.layout = bound, layout
-        self.offsets = np.array(layout.offsets[:-1], np.int64)
-        self.dims = np.array(layout.dims, np.int64)
-        length = kernels.chain_entry_work(layout.dims, layout.cut, bound.dtype)
-        self.work = np.zeros((bound.batch, length), bound.dtype)
+        self._kernels = kernels = bound.backend.kernels
+        op, depth = bound.operator, layout.depth
+        n1, n2 = layout.shape
+        dense = op.size == n1 * n2
+        columns = kernels.entry_blocks(op.indptr, op.indices, n1, n2, n1)
+        y, w = (
+            (a.reshape(len(a), -1) for a in bound._structure("dense", bound._dense))
+            if dense
+            else (
+                bound._y,
+                bound._y if bound._w is None else bound._w,
+            )
+        )
+        places, length = kernels.chain_places(layout.dims, layout.cut, n1 * n2 if dense else op.size, bound.dtype)
+        self._work, self._length = kernels.aligned_empty((0, length), bound.dtype), length
+        self._run = kernels.chain_runs
+        offsets, dims = np.array(layout.offsets[:-1], np.int64), np.array(layout.dims, np.int64)
+        loss = kernels.chain_loss(bound.loss.code, bound.loss.delta)
+        self._chain = (offsets, dims, layout.cut, places, op.indptr, op.indices, *columns)
+        self._data = (y, w, loss, bound._w is not None, dense)
+        # Where P and Q^T lie: a factor whose rows are whole vectors serves as it is.
+        self._point, self._layout = None, layout
+        self._padded = kernels.chain_padded(layout.width, bound.dtype)
+        self._ends = layout.cut == depth - 1, layout.cut == 1
+        self._halves_at = places[layout.cut + 1], places[layout.cut]
 
-    def __call__(self, x, grad, probe):
-        bound, layout = self.bound, self.layout
-        (n1, n2), h, op = layout.shape, layout.width, bound.operator
-        kernels = bound.backend.kernels
-        multiple = kernels.row_multiple(bound.dtype)
-        padded = -(-(h + (0 if probe is None else 2)) // multiple) * multiple
+    def __call__(self, x, grad, factors, probe=None):
+        """Return sum w rho, (B,) float64, and write the gradient of factors / 2 times that.
+
+        ``factors`` is (B,); ``probe`` as for ``Bound.loss_and_pull``.
+        """
+        if len(x) != len(self._work):
+            self._work = self._kernels.aligned_empty((len(x), self._length), x.dtype)
         losses = np.empty(len(x))
-        out = None if probe is None else tuple(a.copy() for a in probe)
-        data = (op.indptr, op.indices, bound._y, bound._w, bound.loss.code, bound.loss.delta)
-        kernels.chain_entry(grad, losses, x, self.offsets, self.dims, layout.cut, *data, probe, out, self.work)
-        if probe is not None:
-            # G v for u and G^T u for v.
-            probe[0][:], probe[1][:] = out
-        # P and Q^T lie at the head of the scratch, in padded rows.
-        p = self.work[:, : n1 * padded].reshape(-1, n1, padded)[:, :, :h]
-        qt = self.work[:, n1 * padded : (n1 + n2) * padded].reshape(-1, n2, padded)[:, :, :h]
-        return losses, p, qt
+        u, v = (x, x) if probe is None else probe
+        self._run(grad, losses, x, factors, *self._chain, *self._data, u, v, probe is not None, self._work)
+        self._point = x
+        return losses
+
+    def halves(self):
+        """Return (P, Q^T) of the point evaluated last: views, valid until it moves or the next call."""
+        h, stored = self._layout.width, self._layout.stored(self._point)
+
+        def half(n, start, is_factor, factor):
+            if is_factor and self._padded == h:
+                return factor
+            return self._work[:, start : start + n * self._padded].reshape(-1, n, self._padded)[:, :, :h]
+
+        (n1, n2), (p_at, q_at), (p_end, q_end) = self._layout.shape, self._halves_at, self._ends
+        return half(n1, p_at, p_end, stored[-1]), half(n2, q_at, q_end, stored[0])

@@ -36,13 +36,17 @@ class Problem:
 
     def __init__(self, bound, layout, batch, *, loss="mse", l2=0.0):
         self.bound, self.layout, self.batch, self.loss, self.l2 = bound, layout, batch, loss, l2
-        self.xp = bound.backend.xp
+        self.xp, self.kernels = bound.backend.xp, bound.backend.kernels
         self.weight_sums = np.broadcast_to(bound.weight_sums(), (batch,))
         self.scale = np.broadcast_to(NORMALISATIONS[loss](bound.weight_sums()), (batch,))
-        self.null_losses = np.broadcast_to(bound.null_losses(), (batch,))
+        null_losses = np.broadcast_to(bound.null_losses(), (batch,))
+        self.null_objective = self.scale * null_losses
+        self._null_divisors = np.where(null_losses > 0, null_losses, np.inf)
+        # The operator pulls sum w rho / 2, so that squared loss has the residual itself.
+        self._factors = (2 * self.scale).astype(bound.dtype)
         self._sweep = Sweep(layout, batch, bound.dtype, self.xp)
         self._fused = bound.fuse_chain(layout)
-        self._point = None
+        self._halves = None
 
     def evaluate(self, x, grad, probe=None):
         """Return (losses, objective), both (B,) float64, and write the gradient of the objective.
@@ -62,31 +66,33 @@ class Problem:
         objective : ndarray of shape (B,)
             c times that plus the l2 term.
         """
-        factor = (2 * self.scale).astype(x.dtype)[:, None, None]
-        if self.layout.depth == 1:
+        if self._fused is not None:
+            losses = self._fused(x, grad, self._factors, probe)
+        elif self.layout.depth == 1:
             w, g = self.layout.stored(x)[0], self.layout.stored(grad)[0]
             losses = self.bound.loss_and_adjoint(w, g)
             if probe is not None:
                 u, v = probe
                 u[:], v[:] = _matvec(g, v), _matvec(g.swapaxes(1, 2), u)
-            g *= factor
-            self._point = (w, None)
-        elif self._fused is not None:
-            losses, *self._point = self._fused(x, grad, probe)
-            grad *= factor[:, :, 0]
+            g *= self._factors[:, None, None]
+            self._halves = (w, None)
         else:
             p, qt = self._sweep.products(x)
             gp, gqt = self._sweep.outputs(grad)
             losses = self.bound.loss_and_pull(p, qt, gp, gqt, probe)
-            gp *= factor
-            gqt *= factor
+            gp *= self._factors[:, None, None]
+            gqt *= self._factors[:, None, None]
             self._sweep.gradients(grad)
-            self._point = (p, qt)
+            self._halves = (p, qt)
         objective = self.scale * losses
         if self.l2:
-            objective = objective + 0.5 * self.l2 * squared_norm(x)
+            objective = objective + 0.5 * self.l2 * self.squared_norm(x)
             grad += x.dtype.type(self.l2) * x
         return losses, objective
+
+    def _evaluated(self):
+        """Return (P, Q^T) of the point evaluated last; at depth 1 (W, None)."""
+        return self._halves if self._fused is None else self._fused.halves()
 
     def halves(self, x):
         """Return copies-free (P, Q^T) of the point ``x``; at depth 1 (W, identity)."""
@@ -97,8 +103,13 @@ class Problem:
 
     def relative(self, losses):
         """Return sum w rho(r) / sum w rho(y), the loss relative to that of W = 0 (0/0 is 0)."""
-        null = self.null_losses
-        return np.divide(losses, null, out=np.zeros(len(losses)), where=null > 0)
+        return losses / self._null_divisors
+
+    def squared_norm(self, a):
+        """Return the squared norm of every slice of a (B, D) buffer, (B,) float64, in one pass."""
+        out = np.empty(len(a))
+        self.kernels.slices_dot(out, a, a)
+        return out
 
     def leading_singular(self, v, steps):
         """Improve ``v`` (B, n2), in place, by power steps on W^T W at the point evaluated last.
@@ -108,7 +119,7 @@ class Problem:
         s1 : ndarray of shape (B,), float64
             Estimate of ||W||_2 from below; four thin products a step, W is never formed.
         """
-        p, qt = self._point
+        p, qt = self._evaluated()
 
         def forward(v):
             return _matvec(p, v) if qt is None else _matvec(p, _matvec(qt.swapaxes(1, 2), v))
@@ -123,7 +134,7 @@ class Problem:
 
     def leading_gradient(self, u, v, steps):
         """Improve (u, v) towards the leading singular pair of G at the point evaluated last, in place."""
-        p, qt = self._point
+        p, qt = self._evaluated()
         if qt is None:
             qt = np.broadcast_to(np.eye(p.shape[2], dtype=p.dtype), (len(p), p.shape[2], p.shape[2]))
         r = self.bound.psi(self.bound.forward(p, qt))

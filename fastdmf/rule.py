@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-__all__ = ["Rule", "State", "column", "start"]
+__all__ = ["Rule", "State", "start"]
 
 
 @dataclass
@@ -93,8 +93,3 @@ def start(problem, x, step_size):
         "step_size": np.full(len(x), float(step_size)),
         "failed": np.zeros(len(x), bool),
     }
-
-
-def column(scalars, like):
-    """Turn (B,) scalars into a column of the precision of ``like``."""
-    return np.asarray(scalars).astype(like.dtype)[:, None]

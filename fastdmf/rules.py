@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.auto import Auto
-from fastdmf.problem import squared_norm
-from fastdmf.rule import Rule, State, column, start
+from fastdmf.rule import Rule, State, start
 
 __all__ = [
     "RULES",
@@ -46,7 +45,7 @@ class GradientDescent(Rule):
         return State(**start(problem, x, self.lr))
 
     def step(self, problem, state):
-        state.x -= state.x.dtype.type(self.lr) * state.grad
+        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
 
 
@@ -101,7 +100,7 @@ class Nesterov(Momentum):
 @dataclass
 class _MeanSquare(State):
     mean_square: np.ndarray = None
-    count: np.ndarray = None
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,19 +128,18 @@ class GroupRMSprop(Rule):
         self._require("eps", 0)
 
     def init(self, problem, x):
-        zeros = np.zeros(len(x))
-        state = _MeanSquare(**start(problem, x, self.lr), mean_square=zeros, count=zeros.copy())
-        self._adapt(state)
+        state = _MeanSquare(**start(problem, x, self.lr), mean_square=np.zeros(len(x)))
+        self._adapt(problem, state)
         return state
 
     def step(self, problem, state):
-        state.x -= column(state.step_size, state.x) * state.grad
+        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
-        self._adapt(state)
+        self._adapt(problem, state)
 
-    def _adapt(self, state):
-        state.count = state.count + 1
-        state.mean_square = self.beta * state.mean_square + (1 - self.beta) * squared_norm(state.grad)
+    def _adapt(self, problem, state):
+        state.count += 1
+        state.mean_square = self.beta * state.mean_square + (1 - self.beta) * problem.squared_norm(state.grad)
         root = np.sqrt(state.mean_square / (1 - self.beta**state.count))
         state.step_size = self.lr / (root + self.eps)
 
@@ -150,7 +148,7 @@ class GroupRMSprop(Rule):
 class _Moments(State):
     mean: np.ndarray = None
     square: np.ndarray = None
-    count: np.ndarray = None
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,16 +180,15 @@ class Adam(Rule):
             **start(problem, x, self.lr),
             mean=np.zeros_like(x),
             square=np.zeros_like(x),
-            count=np.zeros(len(x)),
         )
 
     def step(self, problem, state):
         real, g = state.x.dtype.type, state.grad
-        state.count = state.count + 1
+        state.count += 1
         state.mean += real(1 - self.beta1) * (g - state.mean)
         state.square += real(1 - self.beta2) * (g * g - state.square)
-        mean = state.mean / column(1 - self.beta1**state.count, g)
-        root = np.sqrt(state.square / column(1 - self.beta2**state.count, g))
+        mean = state.mean / real(1 - self.beta1**state.count)
+        root = np.sqrt(state.square / real(1 - self.beta2**state.count))
         state.x -= real(self.lr) * mean / (root + real(self.eps))
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
 

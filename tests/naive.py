@@ -117,3 +117,12 @@ def row_solve(a, b, mean, rows, cols, y, w, scale, scaled_ridge, ridge, moment, 
             z = scaling * g
             d, rz = z + (g @ z) / rz * d, g @ z
     return a, total
+
+
+def product(a, b):
+    """Return A B."""
+    a, b = a.astype(float), b.astype(float)
+    out = np.zeros((a.shape[0], b.shape[1]))
+    for k in range(a.shape[1]):
+        out += np.outer(a[:, k], b[k])
+    return out

@@ -23,7 +23,7 @@ from fastdmf.kernels.cpu import entry_index, vectors
 KERNELS = Path(vectors.__file__).parent
 SQUARED, HUBER, TRUNCATED, ABSOLUTE = range(4)
 # About twice the worst that was seen at AVX2 and at SSE width; the gaussian one is for a sum that cancels.
-BOUNDS = {"forward": 1, "pull": 0.5, "loss": 0.5, "gaussian": 4.5, "dense": 2, "chain": 1.3}
+BOUNDS = {"forward": 1, "pull": 0.5, "loss": 0.5, "gaussian": 4.5, "dense": 2}
 
 # Narrow rows stay in registers, wide ones run over cache lines, on every target.
 WIDTHS = [(np.float32, 16), (np.float32, 80), (np.float64, 8), (np.float64, 40)]
@@ -391,67 +391,6 @@ def test_gaussian(dtype, m, d, runs, own, code, weighted, parallel):
     close(out, products, d, "gaussian", dtype)
     for z, before in zip((a, x, y), inputs):
         np.testing.assert_array_equal(z, before)
-
-
-# Small chains --------------------------------------------------------------------------------------------------
-
-# dims (d_0 .. d_N), cut, probing
-CHAINS = [
-    ((1, 1, 1), 1, False),
-    ((7, 5, 9), 1, True),
-    ((7, 5, 4, 9), 1, False),
-    ((7, 5, 4, 9), 2, True),
-    ((33, 8, 6, 8, 31), 2, True),
-    ((6, 5, 8, 4, 3, 7, 9), 1, False),
-    ((6, 5, 8, 4, 3, 7, 9), 3, True),
-    ((6, 5, 8, 4, 3, 7, 9), 5, False),
-    ((31, 70, 33), 1, True),
-]
-
-
-@pytest.mark.parametrize(("dims", "cut", "probing"), CHAINS)
-@pytest.mark.parametrize(("dtype", "batched"), [(np.float64, False), (np.float32, True)])
-def test_chain(dims, cut, probing, dtype, batched):
-    rng = np.random.default_rng(sum(dims))
-    runs, nnz, n1, n2 = 2 if batched else 1, 25, dims[-1], dims[0]
-    shapes = [(a, b) for a, b in zip(dims[1:], dims)]
-    factors = [[rng.standard_normal(s).astype(dtype) for s in shapes] for _ in range(runs)]
-    sizes = [-(-a * b // 16) * 16 for a, b in shapes]
-    offsets = np.cumsum([0, *sizes[:-1]])
-    flat = aligned(np.zeros((runs, sum(sizes)), dtype))
-    views = [slice(o, o + a * b) for o, (a, b) in zip(offsets, shapes)]
-    for b in range(runs):
-        for j, (view, f) in enumerate(zip(views, factors[b])):
-            flat[b, view] = (f if j else f.T).ravel()
-    rows, cols = rng.integers(0, n1, nnz), rng.integers(0, n2, nnz)
-    indptr, indices, order = cpu.entry_sort(rows, cols, n1, n2)
-    rows, cols = rows[order], cols[order]
-    y = padded(rng.standard_normal((1, nnz)).astype(dtype))
-    w = padded(rng.random((runs, nnz)).astype(dtype))
-    probe = tuple(rng.standard_normal((runs, n)).astype(dtype) for n in (n1, n2)) if probing else None
-    probe_out = tuple(poisoned(runs, n, dtype=dtype) for n in (n1, n2)) if probing else None
-    grad, losses = poisoned(*flat.shape, dtype=dtype), poisoned(runs)
-    work = poisoned(runs, cpu.chain_entry_work(dims, cut, dtype), dtype=dtype)
-    before = flat.copy(), y.copy(), w.copy()
-    cpu.chain_entry(
-        grad, losses, flat, offsets, np.array(dims), cut, indptr, indices, y, w, HUBER, 1.3, probe, probe_out, work
-    )
-    terms = nnz + sum(dims)
-    for b in range(runs):
-        loss, gradients, g = naive.chain_entry(factors[b], rows, cols, y[0], w[b], HUBER, 1.3)
-        close(losses[b], loss, terms, "chain", dtype)
-        for j, (view, expected) in enumerate(zip(views, gradients)):
-            close(grad[b, view], (expected if j else expected.T).ravel(), terms, "chain", dtype)
-        if probing:
-            close(probe_out[0][b], g @ probe[1][b], terms, "chain", dtype)
-            close(probe_out[1][b], g.T @ probe[0][b], terms, "chain", dtype)
-    # Between the factors nothing is written.
-    outside = np.ones(flat.shape[1], bool)
-    for view in views:
-        outside[view] = False
-    assert np.isnan(grad[:, outside]).all()
-    for x, kept in zip((flat, y, w), before):
-        np.testing.assert_array_equal(x, kept)
 
 
 # What holds the family together --------------------------------------------------------------------------------

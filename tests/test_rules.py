@@ -8,7 +8,6 @@ import pytest
 from conftest import OPERATORS, completion, random_mask
 
 import fastdmf
-from fastdmf.auto import _inverse_hessian
 from fastdmf.chain import Layout, initial_factors
 from fastdmf.engine import SolveWarning, Status
 from fastdmf.problem import Problem
@@ -144,9 +143,14 @@ def test_gauge_invariance(name):
         np.testing.assert_allclose(a.history["loss"], b.history["loss"], rtol=1e-9)
     assert a.history["loss"][-1] < 0.9 * a.history["loss"][0]  # it went somewhere
     if name == "auto":
-        a, b = (_run(op, y, f, rule, 1000, tol=1e-8, truth=truth) for f in (factors, _rotated(factors, 5)))
-        assert a.status is b.status is Status.CONVERGED
-        assert a.history["error"][-1] == pytest.approx(b.history["error"][-1], rel=0.1)
+        # Hundreds of steps on rounding has grown to the size of the path: single ends scatter by 6 %, medians do not.
+        runs = [
+            _run(op, y, f, rule, 1000, tol=1e-8, truth=truth)
+            for f in (factors, *(_rotated(factors, k) for k in range(1, 6)))
+        ]
+        assert {run.status for run in runs} == {Status.CONVERGED}
+        errors = [run.history["error"][-1] for run in runs]
+        assert errors[0] == pytest.approx(np.median(errors[1:]), rel=0.1)
 
 
 def test_adam_depends_on_the_basis():
@@ -191,23 +195,25 @@ def test_escape_from_the_plateau(depth, counts):
         assert abs(reached[0] - count) <= 0.01 * count
 
 
-def test_inverse_hessian_equals_dense_bfgs(rng):
+def test_coefficients_equal_dense_bfgs(rng, backend):
     """The compact form on inner products gives H g of the dense BFGS updates of gamma I."""
     n, k = 9, 5
     a = rng.standard_normal((n, n))
     a = a @ a.T + np.eye(n)
     s = rng.standard_normal((k, n))
     y, g = s @ a, rng.standard_normal(n)
-    oldest_first = np.array([2, 3, 0, 1])  # slot 4 is empty
+    oldest_first = np.array([3, 4, 0, 1])  # place 2 is empty
     gamma = (s[1] @ y[1]) / (y[1] @ y[1])
     h = gamma * np.eye(n)
     for i in oldest_first:
         rho = 1 / (s[i] @ y[i])
         v = np.eye(n) - rho * np.outer(s[i], y[i])
         h = v @ h @ v.T + rho * np.outer(s[i], s[i])
-    coefficients, scale = _inverse_hessian(oldest_first, s @ y.T, y @ y.T, np.concatenate([s @ g, y @ g]))
+    coefficients = np.full(2 * k, np.nan)
+    products = np.concatenate([s @ g, y @ g])
+    scale = backend.kernels.lbfgs_coefficients(coefficients, s @ y.T, y @ y.T, products, 1, 4)
     assert scale == pytest.approx(gamma)
-    assert coefficients[4] == coefficients[9] == 0
+    assert coefficients[2] == coefficients[7] == 0
     np.testing.assert_allclose(scale * g + coefficients @ np.concatenate([s, y]), h @ g, rtol=1e-9)
 
 
@@ -223,13 +229,17 @@ def test_inner_products_of_the_memory_stay_true(backend):
     checked = 0
     for _ in range(120):
         rule.step(problem, state)
-        if state.held[0] == state.memory:
-            s, y_, k = *np.split(state.pairs[0], 2), state.memory
+        places = state.s_y.shape[1]
+        if state.held[0] == places - 1:
+            kept = (state.newest[0] - np.arange(places - 1)) % places
+            s, y_ = state.pairs[0][kept], state.pairs[0][places + kept]
             norms_s, norms_y = np.linalg.norm(s, axis=1), np.linalg.norm(y_, axis=1)
-            assert np.abs((state.s_y[0] - s @ y_.T) / np.outer(norms_s, norms_y)).max() < 1e-9
-            assert np.abs((state.y_y[0] - y_ @ y_.T) / np.outer(norms_y, norms_y)).max() < 1e-9
-            direct = state.pairs[0] @ state.grad[0] / np.linalg.norm(state.grad[0])
-            assert np.abs((state.products[0] / np.linalg.norm(state.grad[0]) - direct)[:k] / norms_s).max() < 1e-12
+            inside = np.ix_(kept, kept)
+            assert np.abs((state.s_y[0][inside] - s @ y_.T) / np.outer(norms_s, norms_y)).max() < 1e-9
+            assert np.abs((state.y_y[0][inside] - y_ @ y_.T) / np.outer(norms_y, norms_y)).max() < 1e-9
+            direct = s @ state.grad[0] / np.linalg.norm(state.grad[0])
+            kept_products = state.products[0][kept] / np.linalg.norm(state.grad[0])
+            assert np.abs((kept_products - direct) / norms_s).max() < 1e-12
             checked += 1
     assert checked > 30
 

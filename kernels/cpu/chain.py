@@ -1,195 +1,233 @@
-"""Small chains: loss and gradient of a whole evaluation in one compiled call, BLAS inside.
+"""Small chains: loss and gradient of a whole evaluation in one compiled call.
 
-With W = W_N ... W_1, cut between W_{cut+1} and W_cut into P Q, the thin products on both sides, the pass over the
-observed entries (``entry``) and the way back through both sides are one call. For matrices of a few hundred rows the
-calls would cost more than the arithmetic. Factors lie in one flat buffer a run, W_1 stored transposed.
+With W = W_N ... W_1, cut between W_{cut+1} and W_cut into P Q, the thin products on both sides (``gemm``), the
+residuals and their products with Q^T and P (gathers over the entries, ``sampled``, or full products around ``dense``)
+and the way back through both sides are one call. For matrices of a few hundred rows the calls would cost more than the
+arithmetic. Factors lie in one flat buffer a run, W_1 stored transposed; a batch of runs shares the mask.
 """
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  np.dot below calls SciPy's BLAS; limits on its threads miss it until loaded
 from numba import njit, prange
 
-from fastdmf.kernels.cpu.entry import sweep, token
-from fastdmf.kernels.cpu.entry_index import row_multiple
-from fastdmf.kernels.cpu.vectors import load, load_first, loss_numbers, row_width, store, store_first
+from fastdmf.kernels.cpu.dense import dense_cells
+from fastdmf.kernels.cpu.entry_index import PAD
+from fastdmf.kernels.cpu.gemm import gemm, gemm_work
+from fastdmf.kernels.cpu.sampled import sampled_gather, sampled_matvec, sampled_reorder, sampled_residuals
+from fastdmf.kernels.cpu.vectors import VECTOR_BYTES, load_first, loss_numbers, row_width, store
 
-__all__ = ["chain_entry", "chain_entry_work"]
+__all__ = ["chain_loss", "chain_padded", "chain_places", "chain_runs", "chain_runs_parallel"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"entry": "56fe193ee51e", "vectors": "267ec34b5971"}
+BUILT_ON = {"dense": "7392af601ab0", "gemm": "b1cbab42c746", "sampled": "2540be60a739", "vectors": "fda00a159f57"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
 
-def chain_entry_work(dims, cut, dtype):
-    """Return the length of the scratch that one run of ``chain_entry`` needs."""
-    n1, n2 = dims[-1], dims[0]
-    multiple = row_multiple(dtype)
-    padded = -(-(dims[cut] + 2) // multiple) * multiple
-    products = n2 * sum(dims[2 : cut + 1]) + n1 * sum(dims[cut:-2])
-    return -(-2 * (padded * (n1 + n2) + products) // multiple) * multiple
+def chain_loss(code, delta):
+    """Return an elementwise loss as ``chain_runs`` takes it, four numbers."""
+    return np.array(loss_numbers(code, delta))
+
+
+def chain_padded(h, dtype):
+    """Return h rounded up to whole vectors: the numbers between rows of P and of Q^T in the scratch."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    return -(-h // lanes) * lanes
+
+
+def chain_places(dims, cut, residuals, dtype):
+    """Return where the parts of one run's scratch begin, and its length.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        d_0, ..., d_N with N >= 2.
+    cut : int
+        1 <= cut <= N - 1.
+    residuals : int
+        Number of observed entries; n1 n2 for a dense mask.
+
+    Returns
+    -------
+    places : (N + 6,) int64
+        Number j of 1, ..., cut is (W_j ... W_1)^T and of cut + 1, ..., N is W_N ... W_j, but for the ends, which are
+        factors; number cut is Q^T and cut + 1 is P, also where one is a factor whose rows must be padded to whole
+        vectors. Behind them G Q^T, G^T P, the residuals by rows, the residuals by columns, and what ``gemm`` packs.
+    length : int
+    """
+    dims = [int(d) for d in dims]
+    depth, n1, n2 = len(dims) - 1, dims[-1], dims[0]
+    h = chain_padded(dims[cut], dtype)
+
+    def size(j):
+        if j in (cut, cut + 1):
+            return h * (n2 if j == cut else n1)
+        return (n2 * dims[j] if j < cut else n1 * dims[j - 1]) if 1 < j < depth else 0
+
+    sizes = [size(j) for j in range(depth + 1)]
+    sizes += [n1 * dims[cut], n2 * dims[cut], residuals + PAD, residuals + PAD]
+    sizes.append(max(gemm_work(n, k, dtype) for n in dims for k in dims))
+    # Each begins on a cache line, so that no vector of P and Q^T straddles two.
+    places = np.append(0, np.cumsum([-(-size // PAD) * PAD for size in sizes]))
+    return places[:-1].astype(np.int64), int(places[-1])
 
 
 @njit(**_SETTINGS)
-def _matrix(buffer, place, rows, columns):
-    return buffer[place : place + rows * columns].reshape(rows, columns)
-
-
-@njit(**_SETTINGS)
-def _pad(out, x):
-    """Copy x into the first columns of ``out``, whose rows are whole vectors, and clear the others."""
-    columns, width = np.int64(x.shape[1]), np.int64(out.shape[1])
-    for i in range(x.shape[0]):
+def _pad(out, at, width, x, x_at, columns, rows):
+    """Copy a matrix into rows of ``width`` numbers, whole vectors, with zeros behind its columns."""
+    for i in range(rows):
         for c in range(0, width, row_width(x, (0,))):
-            store(out, i * width + c, load_first(x, i * columns + c, columns - c))
+            store(out, at + i * width + c, load_first(x, x_at + i * columns + c, columns - c))
 
 
 @njit(**_SETTINGS)
-def _unpad(out, x):
-    """Copy the first columns of x."""
-    columns, width = np.int64(out.shape[1]), np.int64(x.shape[1])
-    for i in range(out.shape[0]):
-        for c in range(0, columns, row_width(x, (0,))):
-            store_first(out, i * columns + c, load(x, i * width + c), columns - c)
+def _matvec(out, at, g, g_at, row, column, v, m, k, factor):
+    """Overwrite ``out`` (m,), which begins at out[at], with ``factor`` times a matrix of m rows times v (k,)."""
+    for i in range(m):
+        total = 0.0
+        for t in range(k):
+            total += g[g_at + i * row + t * column] * v[t]
+        out[at + i] = factor * total
 
 
 @njit(**_SETTINGS)
-def _chain(
-    like, grad, flat, offsets, dims, cut, padded, indptr, indices, y, w, loss, weighted, u, v, gv, gtu, probing, work
-):
-    """Evaluate one run: write its gradient and return its loss."""
-    depth = dims.shape[0] - 1
-    n1, n2, h = dims[depth], dims[0], dims[cut]
-    p = _matrix(work, 0, n1, padded)
-    qt = _matrix(work, n1 * padded, n2, padded)
-    gp = _matrix(work, (n1 + n2) * padded, n1, padded)
-    gqt = _matrix(work, (2 * n1 + n2) * padded, n2, padded)
-    products = 2 * (n1 + n2) * padded
-    # Places of the products in the scratch: right ones 2..cut, then left ones N-2..cut; their pulls lie behind them.
-    place = products
-    right = _matrix(flat, offsets[0], n2, dims[1])
-    for j in range(2, cut + 1):
-        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
-        step = _matrix(work, place, n2, dims[j])
-        np.dot(right, wj.T, step)
-        right = step
-        place += n2 * dims[j]
-    left = _matrix(flat, offsets[depth - 1], n1, dims[depth - 1])
-    for j in range(depth - 1, cut, -1):
-        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
-        step = _matrix(work, place, n1, dims[j - 1])
-        np.dot(left, wj, step)
-        left = step
-        place += n1 * dims[j - 1]
-    mirror = place - products
-    _pad(p, left)
-    _pad(qt, right)
-    if probing:
-        for i in range(n1):
-            p[i, h + 1] = u[i]
-        for i in range(n2):
-            qt[i, h] = v[i]
-    gqt[:] = 0
-    total = sweep(like, gp, gqt, p, qt, indptr, indices, y, w, loss, 0, n1, weighted, True, False, False)
-    if probing:
-        for i in range(n1):
-            gv[i] = gp[i, h]
-        for i in range(n2):
-            gtu[i] = gqt[i, h + 1]
-    # Back through the left side, W_{cut+1} first: dW_j = L_j^T gl_{j-1}, gl_j = gl_{j-1} W_j^T, L_{j-1} = L_j W_j.
-    if cut == depth - 1:
-        pull = _matrix(grad, offsets[depth - 1], n1, h)
-    else:
-        place -= n1 * h
-        pull = _matrix(work, place + mirror, n1, h)
-    _unpad(pull, gp)
-    for j in range(cut + 1, depth):
-        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
-        if j == depth - 1:
-            left = _matrix(flat, offsets[j], n1, dims[j])
-            step = _matrix(grad, offsets[j], n1, dims[j])
-        else:
-            place -= n1 * dims[j]
-            left = _matrix(work, place, n1, dims[j])
-            step = _matrix(work, place + mirror, n1, dims[j])
-        np.dot(left.T, pull, _matrix(grad, offsets[j - 1], dims[j], dims[j - 1]))
-        np.dot(pull, wj.T, step)
-        pull = step
-    # And through the right side, W_cut first: dW_j = gq_j^T Q_{j-1}^T, gq_{j-1} = gq_j W_j; W_1 is stored transposed.
-    if cut == 1:
-        pull = _matrix(grad, offsets[0], n2, h)
-    else:
-        place -= n2 * h
-        pull = _matrix(work, place + mirror, n2, h)
-    _unpad(pull, gqt)
-    for j in range(cut, 1, -1):
-        wj = _matrix(flat, offsets[j - 1], dims[j], dims[j - 1])
-        if j == 2:
-            right = _matrix(flat, offsets[0], n2, dims[1])
-            step = _matrix(grad, offsets[0], n2, dims[1])
-        else:
-            place -= n2 * dims[j - 1]
-            right = _matrix(work, place, n2, dims[j - 1])
-            step = _matrix(work, place + mirror, n2, dims[j - 1])
-        np.dot(pull.T, right, _matrix(grad, offsets[j - 1], dims[j], dims[j - 1]))
-        np.dot(pull, wj, step)
-        pull = step
-    return total
-
-
-@njit(parallel=True, **_SETTINGS)
-def _chain_batched(
-    like,
+def _run(
     grad,
-    losses,
     flat,
     offsets,
     dims,
     cut,
-    padded,
+    places,
     indptr,
     indices,
+    colptr,
+    rows,
+    order,
     y,
     w,
     loss,
     weighted,
+    dense,
+    factor,
     u,
     v,
-    gv,
-    gtu,
     probing,
     work,
 ):
-    for b in prange(flat.shape[0]):
-        losses[b] = _chain(
-            like,
-            grad[b],
-            flat[b],
-            offsets,
-            dims,
-            cut,
-            padded,
-            indptr,
-            indices,
-            y[b % y.shape[0]],
-            w[b % w.shape[0]],
-            loss,
-            weighted,
-            u[b],
-            v[b],
-            gv[b],
-            gtu[b],
-            probing,
-            work[b],
+    """Evaluate one run: write its gradient and return its loss."""
+    depth = dims.shape[0] - 1
+    n1, n2, h = dims[depth], dims[0], dims[cut]
+    first, last = offsets[0], offsets[depth - 1]
+    q_at, p_at = places[cut], places[cut + 1]
+    gp_at, gq_at, r_at, c_at, pack = (
+        places[depth + 1],
+        places[depth + 2],
+        places[depth + 3],
+        places[depth + 4],
+        places[depth + 5],
+    )
+    lanes = row_width(work, (0,))
+    padded = (h + lanes - 1) // lanes * lanes
+    # Numba would compile every callee once more for each pattern of literal arguments.
+    none, one = np.int64(0), np.int64(1)
+    # Q^T: R_j = R_{j-1} W_j^T from R_1 = W_1^T. P: L_j = L_{j+1} W_j from L_N = W_N. Factors that have whole vectors
+    # serve where they lie.
+    q, p = work, work
+    if cut == 1:
+        if padded == h:
+            q, q_at = flat, first
+        else:
+            _pad(work, q_at, padded, flat, first, h, n2)
+    x, x_at = flat, first
+    for j in range(2, cut + 1):
+        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+        ld = padded if j == cut else d
+        gemm(work, places[j], ld, x, x_at, e, one, flat, f, one, e, n2, d, e, work, pack)
+        x, x_at = work, places[j]
+    if cut == depth - 1:
+        if padded == h:
+            p, p_at = flat, last
+        else:
+            _pad(work, p_at, padded, flat, last, h, n1)
+    x, x_at = flat, last
+    for j in range(depth - 1, cut, -1):
+        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+        ld = padded if j == cut + 1 else e
+        gemm(work, places[j], ld, x, x_at, d, one, flat, f, e, one, n1, e, d, work, pack)
+        x, x_at = work, places[j]
+    # G Q^T and G^T P; they are gradients themselves where no factor lies behind.
+    gp, gq = work, work
+    if cut == depth - 1:
+        gp, gp_at = grad, last
+    if cut == 1:
+        gq, gq_at = grad, first
+    if dense:
+        gemm(work, r_at, n2, p, p_at, padded, one, q, q_at, one, padded, n1, n2, h, work, pack)
+        total = dense_cells(work, r_at, y, w, loss, none, n1 * n2, weighted, factor)
+        gemm(gp, gp_at, h, work, r_at, n2, one, q, q_at, padded, one, n1, h, n2, work, pack)
+        gemm(gq, gq_at, h, work, r_at, one, n2, p, p_at, padded, one, n2, h, n1, work, pack)
+        if probing:
+            _matvec(work, pack, work, r_at, n2, one, v, n1, n2, 1 / factor)
+            _matvec(v, none, work, r_at, one, n2, u, n2, n1, 1 / factor)
+    else:
+        total = sampled_residuals(
+            work, r_at, p, p_at, q, q_at, padded, n1, indptr, indices, y, w, loss, weighted, factor
         )
+        sampled_gather(gp, gp_at, h, work, r_at, q, q_at, padded, n1, indptr, indices)
+        sampled_reorder(work, c_at, work, r_at, order)
+        sampled_gather(gq, gq_at, h, work, c_at, p, p_at, padded, n2, colptr, rows)
+        if probing:
+            sampled_matvec(work, pack, work, r_at, v, n1, indptr, indices, 1 / factor)
+            sampled_matvec(v, none, work, c_at, u, n2, colptr, rows, 1 / factor)
+    if probing:
+        for i in range(n1):
+            u[i] = work[pack + i]
+    # Back through the left side, W_{cut+1} first: dW_j = L_{j+1}^T g, then g = g W_j^T in the place of L_{j+1}.
+    for j in range(cut + 1, depth):
+        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+        x, x_at, into, to = work, places[j + 1], work, places[j + 1]
+        if j == depth - 1:
+            x, x_at, into, to = flat, last, grad, last
+        gemm(grad, f, e, x, x_at, one, d, gp, gp_at, e, one, d, e, n1, work, pack)
+        gemm(into, to, d, gp, gp_at, e, one, flat, f, one, e, n1, d, e, work, pack)
+        gp, gp_at = into, to
+    # And through the right side, W_cut first: dW_j = g^T R_{j-1}, then g = g W_j in the place of R_{j-1}.
+    for j in range(cut, 1, -1):
+        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+        x, x_at, into, to = work, places[j - 1], work, places[j - 1]
+        if j == 2:
+            x, x_at, into, to = flat, first, grad, first
+        gemm(grad, f, e, gq, gq_at, one, d, x, x_at, e, one, d, e, n2, work, pack)
+        gemm(into, to, e, gq, gq_at, d, one, flat, f, e, one, n2, e, d, work, pack)
+        gq, gq_at = into, to
+    return total
 
 
-def chain_entry(grad, losses, flat, offsets, dims, cut, indptr, indices, y, w, code, delta, probe, probe_out, work):
-    """Evaluate loss and gradient of whole small chains in one compiled call, BLAS inside.
-
-    With W = W_N ... W_1, cut between W_{cut+1} and W_cut, all thin products, the entry pass and the way back through
-    both sides are one call that costs the dispatch of one product. Several runs go in parallel: limit BLAS to one
-    thread around them. The gradient is that of half the loss: what psi = rho'/2 gives.
+@njit(**_SETTINGS)
+def chain_runs(
+    grad,
+    losses,
+    flat,
+    factors,
+    offsets,
+    dims,
+    cut,
+    places,
+    indptr,
+    indices,
+    colptr,
+    rows,
+    order,
+    y,
+    w,
+    loss,
+    weighted,
+    dense,
+    u,
+    v,
+    probing,
+    work,
+):
+    """Evaluate loss and gradient of small chains, one run after the other.
 
     Parameters
     ----------
@@ -197,33 +235,97 @@ def chain_entry(grad, losses, flat, offsets, dims, cut, indptr, indices, y, w, c
         Factor j has dims[j] dims[j - 1] numbers from offsets[j - 1]; W_1 is stored transposed (dims[0], dims[1]).
         ``grad`` is overwritten where factors lie and nowhere else.
     losses : (B,) float64
-        Overwritten.
-    offsets, dims : (N,) and (N + 1,) int64 arrays
+        Overwritten with sum w rho.
+    factors : (B,)
+        The gradient is that of factor_b sum w rho / 2.
+    offsets, dims : (N,) and (N + 1,) int64
         N >= 2.
-    cut : int
-        1 <= cut <= N - 1.
-    indptr, indices, y, w, code, delta
-        As for ``entry_one_pass``.
-    probe : pair of arrays (u (B, n1), v (B, n2)), or None
-        Two more columns, P' = [P, 0, u] and Q'^T = [Q^T, v, 0], leave P Q as it is and carry G v and G^T u through
-        the same pass.
-    probe_out : pair of arrays (B, n1) and (B, n2), or None
-        Overwritten with G v and G^T u.
-    work : (B, chain_entry_work(dims, cut, dtype))
-        Scratch, overwritten.
+    cut, places : int and int64 array
+        As for, and from ``chain_places``.
+    indptr, indices, colptr, rows, order
+        The entries by rows (``entry_sort``) and by columns (``entry_blocks`` with one block). Not read when ``dense``.
+    y, w : (1 or B, nnz + PAD), or (1 or B, n1 n2) when ``dense``
+        Data and weights; w = 0 and a finite y at the holes of a dense mask. ``w`` is not read unless ``weighted``.
+    loss : (4,) float64
+        From ``chain_loss``.
+    u, v : (B, n1) and (B, n2)
+        If ``probing``, replaced by G v and G^T u, where G is the gradient of sum w rho / 2; else not read.
+    work : (B, length from ``chain_places``)
+        Scratch, overwritten; P and Q^T stay where ``places`` says.
     """
-    probing = probe is not None
-    weighted = w is not None
-    multiple = row_multiple(flat.dtype)
-    padded = -(-(int(dims[cut]) + 2 * probing) // multiple) * multiple
-    like, loss = token(padded, flat.dtype), loss_numbers(code, delta)
-    w = w if weighted else y
-    u, v = probe if probing else (flat, flat)
-    gv, gtu = probe_out if probing else (flat, flat)
-    chain, entries = (offsets, dims, cut, padded), (indptr, indices)
-    if flat.shape[0] == 1:
-        data = (y[0], w[0], loss, weighted, u[0], v[0], gv[0], gtu[0], probing, work[0])
-        losses[0] = _chain(like, grad[0], flat[0], *chain, *entries, *data)
-    else:
-        data = (y, w, loss, weighted, u, v, gv, gtu, probing, work)
-        _chain_batched(like, grad, losses, flat, *chain, *entries, *data)
+    for b in range(flat.shape[0]):
+        losses[b] = _run(
+            grad[b],
+            flat[b],
+            offsets,
+            dims,
+            cut,
+            places,
+            indptr,
+            indices,
+            colptr,
+            rows,
+            order,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            weighted,
+            dense,
+            factors[b],
+            u[b],
+            v[b],
+            probing,
+            work[b],
+        )
+
+
+@njit(parallel=True, **_SETTINGS)
+def chain_runs_parallel(
+    grad,
+    losses,
+    flat,
+    factors,
+    offsets,
+    dims,
+    cut,
+    places,
+    indptr,
+    indices,
+    colptr,
+    rows,
+    order,
+    y,
+    w,
+    loss,
+    weighted,
+    dense,
+    u,
+    v,
+    probing,
+    work,
+):
+    """Evaluate as ``chain_runs`` does, runs in parallel."""
+    for b in prange(flat.shape[0]):
+        losses[b] = _run(
+            grad[b],
+            flat[b],
+            offsets,
+            dims,
+            cut,
+            places,
+            indptr,
+            indices,
+            colptr,
+            rows,
+            order,
+            y[b % y.shape[0]],
+            w[b % w.shape[0]],
+            loss,
+            weighted,
+            dense,
+            factors[b],
+            u[b],
+            v[b],
+            probing,
+            work[b],
+        )

@@ -12,6 +12,7 @@ from fastdmf.kernels.cpu.vectors import (
     mul,
     rho_psi,
     row_width,
+    splat,
     splat_loss,
     store,
     store_first,
@@ -21,10 +22,10 @@ from fastdmf.kernels.cpu.vectors import (
     zero_sum,
 )
 
-__all__ = ["dense_residual", "dense_residual_serial"]
+__all__ = ["dense_cells", "dense_residual", "dense_residual_serial"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"vectors": "267ec34b5971"}
+BUILT_ON = {"vectors": "fda00a159f57"}
 
 _DENSE_CHUNK = 8192  # cells of a dense mask whose losses are one partial sum
 
@@ -32,25 +33,26 @@ _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
 
 @njit(**_SETTINGS)
-def _dense_chunk(g, y, w, loss, begin, end, weighted):
-    """Replace g by w psi(g - y) on the flat cells begin..end and return their loss."""
+def dense_cells(g, at, y, w, loss, begin, end, weighted, factor):
+    """Replace g, which begins at g[at], by factor w psi(g - y) on the flat cells begin..end; return sum w rho."""
     lanes = row_width(g, (0,))
-    shape = splat_loss(g, loss)
+    shape, scale = splat_loss(g, loss), splat(g, factor)
     total = zero_sum()
     for k in range(begin, end, lanes):
         left = end - k
         if left >= lanes:
-            rho, psi = rho_psi(sub(load(g, k), load(y, k)), shape)
+            rho, psi = rho_psi(sub(load(g, at + k), load(y, k)), shape)
         else:
-            rho, psi = rho_psi(sub(load_first(g, k, left), load_first(y, k, left)), shape)
+            rho, psi = rho_psi(sub(load_first(g, at + k, left), load_first(y, k, left)), shape)
         if weighted:
             weight = load(w, k) if left >= lanes else load_first(w, k, left)
             rho, psi = mul(weight, rho), mul(weight, psi)
+        psi = mul(scale, psi)
         if left >= lanes:
-            store(g, k, psi)
+            store(g, at + k, psi)
         else:
             rho = first(rho, left)
-            store_first(g, k, psi, left)
+            store_first(g, at + k, psi, left)
         total = add(total, widen(rho))
     return sum1(total)
 
@@ -63,7 +65,7 @@ def _dense(g, losses, partial, y, w, loss, weighted):
         b, k = item // chunks, item % chunks
         end = min((k + 1) * _DENSE_CHUNK, cells)
         yb, wb = y[b % y.shape[0]], w[b % w.shape[0]]
-        partial[b, k] = _dense_chunk(g[b], yb, wb, loss, k * _DENSE_CHUNK, end, weighted)
+        partial[b, k] = dense_cells(g[b], 0, yb, wb, loss, k * _DENSE_CHUNK, end, weighted, 1.0)
     for b in range(runs):
         losses[b] = 0.0
         for k in range(chunks):
@@ -74,7 +76,7 @@ def _dense(g, losses, partial, y, w, loss, weighted):
 def _dense_serial(g, losses, y, w, loss, weighted):
     cells = g.shape[1] * g.shape[2]
     for b in range(g.shape[0]):
-        losses[b] = _dense_chunk(g[b], y[b % y.shape[0]], w[b % w.shape[0]], loss, 0, cells, weighted)
+        losses[b] = dense_cells(g[b], 0, y[b % y.shape[0]], w[b % w.shape[0]], loss, 0, cells, weighted, 1.0)
 
 
 def dense_residual(g, losses, y, w, code, delta):
