@@ -6,6 +6,7 @@ split a matrix by the number of threads, so that their last bits depend on it, w
 ranges and give the same bits for every thread count.
 """
 
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-__all__ = ["Backend", "cuda_report", "get_backend", "thread_limits"]
+__all__ = ["Backend", "compile_clock", "cuda_report", "get_backend", "thread_limits"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,29 @@ def get_backend(device="auto"):
     if device == "cuda":
         raise RuntimeError(f"device='cuda' is not available: {cuda_report()}. Use device='cpu' or 'auto'.")
     raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+
+
+@contextmanager
+def compile_clock():
+    """Measure a block's seconds, those of waiting for kernels apart: importing, compiling, loading from the cache.
+
+    Yields an object whose ``seconds`` and ``compile_seconds`` are set at the end. What other threads compile meanwhile
+    counts as well.
+    """
+    clock = SimpleNamespace(seconds=0.0, compile_seconds=0.0)
+    begin = time.perf_counter()
+    get_backend().kernels  # noqa: B018  the import, which takes most of a second the first time
+    imported = time.perf_counter() - begin
+    from numba.core import event
+
+    # Held around every compilation and every look into the cache.
+    listener = event.TimingListener()
+    try:
+        with event.install_listener("numba:compiler_lock", listener):
+            yield clock
+    finally:
+        clock.compile_seconds = imported + (listener.duration if listener.done else 0.0)
+        clock.seconds = time.perf_counter() - begin - clock.compile_seconds
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from fastdmf.backend import get_backend, thread_limits
+from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.chain import INITS, Layout, imbalance, initial_factors
+from fastdmf.checks import check_count, check_data, check_number, check_real, check_seed
 from fastdmf.engine import Solution, Stop, drive, singular_values, warn_unless_success
 from fastdmf.losses import as_loss
 from fastdmf.operators import Operator, as_operator
@@ -156,16 +157,16 @@ def solve(
     rule = as_rule(rule)
     if not isinstance(operator, Operator):
         operator = as_operator(operator)
-    y, weights, dtype = _check_data(operator, y, weights, dtype)
+    y, weights, dtype = check_data(operator, y, weights, dtype)
     elementwise_loss = as_loss(elementwise_loss)
     if loss not in NORMALISATIONS:
         raise ValueError(f"loss must be one of {sorted(NORMALISATIONS)}, got {loss!r}")
-    _check_number("init_scale", init_scale, 0)
-    _check_number("tol", tol, 0)
-    _check_number("l2", l2, 0, closed=True)
-    max_iter = _check_count("max_iter", rule.max_iter if max_iter is None else max_iter, 0)
-    check_every = _check_count("check_every", rule.check_every if check_every is None else check_every)
-    patience = _check_count("patience", patience)
+    check_number("init_scale", init_scale, 0)
+    check_number("tol", tol, 0)
+    check_number("l2", l2, 0, closed=True)
+    max_iter = check_count("max_iter", rule.max_iter if max_iter is None else max_iter, 0)
+    check_every = check_count("check_every", rule.check_every if check_every is None else check_every)
+    patience = check_count("patience", patience)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     if init not in INITS:
@@ -194,7 +195,7 @@ def solve(
     if validation is not None:
         held_out, weights, w_out = _split(validation, operator.size, weights, seeds)
 
-    with thread_limits(n_threads):
+    with compile_clock() as clock, thread_limits(n_threads):
         bound = operator.bind(
             backend, y, weights=weights, loss=elementwise_loss, dtype=dtype, width=layout.width, batch=batch
         )
@@ -233,12 +234,11 @@ def solve(
         warn_unless_success(statuses)
 
     factors = [np.array(w) for w in layout.factors(process.result)]
-    if batched:
-        return Solution(factors, statuses, n_iter, process.n_eval, history, symmetric, backend.name)
-    history = {k: v if k == "iteration" else v[:, 0] for k, v in history.items()}
-    return Solution(
-        [w[0] for w in factors], statuses[0], int(n_iter[0]), process.n_eval, history, symmetric, backend.name
-    )
+    if not batched:
+        factors, statuses, n_iter = [w[0] for w in factors], statuses[0], int(n_iter[0])
+        history = {k: v if k == "iteration" else v[:, 0] for k, v in history.items()}
+    times = {"seconds": clock.seconds, "compile_seconds": clock.compile_seconds}
+    return Solution(factors, statuses, n_iter, process.n_eval, history, symmetric, backend.name, **times)
 
 
 @dataclass
@@ -362,56 +362,6 @@ def _check_start(process, rule, init_scale, given):
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _check_number(name, value, low, *, closed=False):
-    number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    if not (number and np.isfinite(value) and (value >= low if closed else value > low)):
-        raise ValueError(f"{name} must be a number {'>=' if closed else '>'} {low}, got {value!r}")
-
-
-def _check_count(name, value, low=1):
-    if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)) or value < low:
-        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
-    return int(value)
-
-
-def _check_real(name, value, ndims):
-    """Return a finite real array; integers become float64."""
-    value = np.asarray(value)
-    if value.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
-    if value.ndim not in ndims:
-        raise ValueError(f"{name} must have {' or '.join(map(str, ndims))} dimensions, got shape {value.shape}")
-    if not np.isfinite(value).all():
-        raise ValueError(f"{name} contains NaN or infinite values: leave those measurements out")
-    return value if value.dtype in (np.float32, np.float64) else value.astype(np.float64)
-
-
-def _check_data(operator, y, weights, dtype):
-    y = _check_real("y", y, (1, 2))
-    if operator.size == 0:
-        raise ValueError("operator has no measurements")
-    if y.shape[-1] != operator.size:
-        raise ValueError(f"y has {y.shape[-1]} measurements along its last axis, the operator {operator.size}")
-    if weights is not None:
-        weights = _check_real("weights", weights, (1, 2))
-        if weights.shape[-1] != operator.size:
-            raise ValueError(f"weights has {weights.shape[-1]} along its last axis, the operator {operator.size}")
-        if (weights < 0).any():
-            raise ValueError("weights must not be negative")
-    if dtype is None:
-        dtype = y.dtype if operator.dtype is None else np.result_type(y.dtype, operator.dtype)
-    try:
-        dtype = np.dtype(dtype)
-    except TypeError:
-        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}") from None
-    if dtype not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-    with np.errstate(over="ignore"):
-        if not np.isfinite(y.astype(dtype)).all():
-            raise ValueError(f"y overflows in {dtype}: scale it, or use dtype='float64'")
-    return y, weights, dtype
-
-
 def _check_track(track):
     track = (track,) if isinstance(track, str) else tuple(track)
     unknown = [name for name in track if name not in _TRACKS]
@@ -423,7 +373,7 @@ def _check_track(track):
 def _check_truth(truth, shape):
     if truth is None:
         return None
-    truth = _check_real("truth", truth, (2,)).astype(np.float64)
+    truth = check_real("truth", truth, (2,)).astype(np.float64)
     if truth.shape != shape:
         raise ValueError(f"truth has shape {truth.shape}, the operator's matrix {shape}")
     if not truth.any():
@@ -433,15 +383,12 @@ def _check_truth(truth, shape):
 
 def _check_seeds(random_state):
     """Return (list of seeds, whether they make a batch)."""
-    if random_state is None:
-        return [int(np.random.SeedSequence().generate_state(1)[0])], False
-    seeds = [random_state] if np.ndim(random_state) == 0 else list(random_state)
+    if np.ndim(random_state) == 0:
+        return [check_seed(random_state)], False
+    seeds = list(random_state)
     if not seeds:
         raise ValueError("random_state is empty: give a seed, or one seed for each run of a batch")
-    for seed in seeds:
-        if not isinstance(seed, Integral) or isinstance(seed, (bool, np.bool_)) or seed < 0:
-            raise ValueError(f"random_state must hold integers >= 0, got {seed!r}")
-    return [int(seed) for seed in seeds], np.ndim(random_state) > 0
+    return [check_seed(seed) for seed in seeds], True
 
 
 def _check_factors(factors, shape, symmetric):
@@ -452,7 +399,7 @@ def _check_factors(factors, shape, symmetric):
         raise TypeError(f"factors must be a list of arrays, got {type(factors).__name__}") from None
     if not factors:
         raise ValueError("factors is empty: give [W_1, ..., W_N]")
-    factors = [_check_real(f"factors[{j}]", w, (2, 3)) for j, w in enumerate(factors)]
+    factors = [check_real(f"factors[{j}]", w, (2, 3)) for j, w in enumerate(factors)]
     if symmetric:
         if len(factors) != 1:
             raise ValueError(f"a symmetric chain W = U U^T has one factor, got {len(factors)}")
@@ -485,15 +432,15 @@ def _layout(shape, depth, width, symmetric, given):
             return Layout((n1, given[0].shape[-1], n1), symmetric=True)
     elif given is not None:
         return Layout((n2, *(w.shape[-2] for w in given)))
-    depth = (2 if symmetric else 3) if depth is None else _check_count("depth", depth)
+    depth = (2 if symmetric else 3) if depth is None else check_count("depth", depth)
     if width is None:
         width = min(n1, n2)
     if isinstance(width, (tuple, list, np.ndarray)):
-        widths = [_check_count("width", w) for w in width]
+        widths = [check_count("width", w) for w in width]
         if len(widths) != depth - 1:
             raise ValueError(f"width must hold depth - 1 = {depth - 1} inner widths, got {len(widths)}")
     else:
-        widths = [_check_count("width", width)] * (depth - 1)
+        widths = [check_count("width", width)] * (depth - 1)
     return Layout((n2, *widths, n1), symmetric=bool(symmetric))
 
 

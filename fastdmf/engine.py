@@ -334,6 +334,9 @@ class Solution:
     symmetric : bool
         W = U U^T.
     device : str
+    seconds, compile_seconds : float
+        Wall-clock seconds of the solve, and those that kernels took besides to be imported, compiled or loaded from
+        the cache: nothing from the second solve of a kind on.
     """
 
     factors: list
@@ -343,6 +346,8 @@ class Solution:
     history: dict
     symmetric: bool = False
     device: str = "cpu"
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
 
     @property
     def batched(self):
@@ -378,6 +383,8 @@ class Solution:
             history,
             self.symmetric,
             self.device,
+            self.seconds,
+            self.compile_seconds,
         )
 
     def halves(self):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastdmf.alternating import Settings, Sweeps, balancing_rotations
-from fastdmf.backend import get_backend, thread_limits
+from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checks import check_count, check_data, check_number, check_seed
 from fastdmf.engine import Solution, Stop, drive, warn_unless_success
 from fastdmf.masks import EntryMask
@@ -162,7 +162,7 @@ def vbmf(
     settings = Settings(theta, width, bool(biases))
 
     backend = get_backend(device)
-    with thread_limits(n_threads):
+    with compile_clock() as clock, thread_limits(n_threads):
         process = _Fit(backend, mask, y, weights, settings, dtype, seed, _FEATURES if implicit_features else 0)
         statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback)
         factors = process.balanced_factors(3 if depth is None else int(depth))
@@ -176,8 +176,9 @@ def vbmf(
         int(n_iter[0]),
         process.n_eval,
         history,
-        False,
-        backend.name,
+        device=backend.name,
+        seconds=clock.seconds,
+        compile_seconds=clock.compile_seconds,
         mean=process.mean,
         row_bias=biases[0],
         column_bias=biases[1],
