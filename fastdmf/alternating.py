@@ -92,6 +92,15 @@ class _Side:
         y = self.y[: self.indptr[-1]]
         return float(np.vdot(y, y) if self.w is None else np.dot(self.w[: len(y)], y.astype(np.float64) ** 2))
 
+    def divergence(self):
+        """Return the divergence of the posterior from the prior of every column, (H,); 0 for columns not free."""
+        logs = np.zeros(len(self.prior))
+        for k in range(0, len(self.distinct), _BLOCK):
+            at = slice(k, k + _BLOCK)
+            v = self.variances(self.distinct[at], self.distinct_reach[at])
+            logs += self.times[at] @ np.log(np.where(v > 0, v, 1) / self.prior)
+        return self.free * 0.5 * (self.n * ((self.mean_variance + self.away) / self.prior - 1) - logs)
+
     def select(self, keep):
         """Keep the columns ``keep`` of the factors and of all that goes with them."""
         multiple = self.kernels.row_multiple(self.dtype)
@@ -206,15 +215,18 @@ class Sweeps:
         self.bias_ridge[:head] = _BIAS_RIDGE
         for side in self.sides:
             side.measure()
-        self.squared_error = rows.square_sum()
+        self.squared_error = square_sum = rows.square_sum()
         if head:
             for _ in range(2):
                 columns.improve(rows, columns.reach, zero, self.bias_ridge, steps=1)
                 self.squared_error = rows.improve(columns, rows.reach, zero, self.bias_ridge, steps=1)
-        self.noise = self.squared_error / rows.total
+        # No estimate goes below rounding.
+        self.least = max(np.finfo(self.dtype).eps ** 2 * square_sum / rows.total, 1e-200)
+        self.noise = max(self.squared_error / rows.total, self.least)
         latent = slice(head, self.live)
         shape = columns.n, self.settings.width
-        columns.x[:, latent] = _START * self.noise**0.25 * self.rng.standard_normal(shape, dtype=self.dtype)
+        if self.settings.width:
+            columns.x[:, latent] = _START * self.noise**0.25 * self.rng.standard_normal(shape, dtype=self.dtype)
         columns.measure()
         # About the spectral norm of the noise on the mask.
         self.penalty = np.zeros(width)
@@ -275,11 +287,12 @@ class Sweeps:
         rows, columns = self.sides
         mp, vp, mq, vq = rows.second, rows.variance, columns.second, columns.variance
         floor = _FLOOR * np.sqrt(self.noise)
-        self.noise = self.squared_error / rows.total + float((mp * vq + vp * mq + vp * vq).sum())
+        variance = float((mp * vq + vp * mq + vp * vq).sum())
+        self.noise = max(self.squared_error / rows.total + variance, self.least)
         for side in self.sides:
             side.prior = side.away + side.mean_variance + floor
         theta = self.settings.theta
-        if theta < 1:
+        if theta < 1 and self.components:
             latent = slice(self.head, self.live)
             # The geometric weights keep dead components from dragging the common variance down with them.
             weight = np.sqrt(rows.prior * columns.prior)[latent]
@@ -296,6 +309,15 @@ class Sweeps:
         self.live = len(keep)
         for side in self.sides:
             side.select(keep)
+
+    def evidence(self):
+        """Return the variational lower bound on the log likelihood, at the noise variance that maximises it.
+
+        -nnz/2 (log(2 pi s) + 1) less the divergence of each factor's posterior from its prior,
+        1/2 sum (V + (x - m)^2) / g - 1 - log(V / g).
+        """
+        divergence = sum(side.divergence().sum() for side in self.sides)
+        return -0.5 * self.rows.total * (np.log(2 * np.pi * self.noise) + 1) - divergence
 
     @property
     def components(self):

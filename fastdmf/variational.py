@@ -19,7 +19,8 @@ _WIDTH, _WIDTH_DENSE = 30, 62
 _SWEEPS, _SWEEPS_DENSE = 30, 60
 _FEATURES = 64
 _FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
-_STOP_FROM = 5  # sweeps before the noise estimate may end the fit
+_STOP_FROM = 5  # sweeps before the evidence may end the fit
+_BIAS_SLACK = 0.97
 _BLOCK = 100_000  # pairs predicted at a time
 
 
@@ -119,7 +120,8 @@ def vbmf(
     max_iter : int or None
         Sweeps over rows and columns; None: 30, on dense masks 60.
     tol : float
-        The fit ends when a sweep lowers the noise estimate by less than this fraction.
+        The fit ends when a sweep raises the evidence (the variational bound on the log likelihood) by less than this
+        much an entry.
     callback, on_failure, device, n_threads, random_state
         As in :func:`fastdmf.solve`.
     dtype : numpy dtype, optional
@@ -165,6 +167,7 @@ def vbmf(
     with compile_clock() as clock, thread_limits(n_threads):
         process = _Fit(backend, mask, y, weights, settings, dtype, seed, _FEATURES if implicit_features else 0)
         statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback)
+        process.prefer_biases(settings, max_iter, float(tol), dtype)
         factors = process.balanced_factors(3 if depth is None else int(depth))
     if on_failure == "warn":
         warn_unless_success(statuses)
@@ -188,6 +191,15 @@ def vbmf(
     )
 
 
+def _step(sweeps, before):
+    """Do one sweep; return (gain in evidence an entry, evidence an entry), the gain as 1 before it means anything."""
+    sweeps.step()
+    if sweeps.done < _STOP_FROM - 1:
+        return 1.0, before
+    evidence = sweeps.evidence() / sweeps.rows.total
+    return (evidence - before if sweeps.done >= _STOP_FROM else 1.0), evidence
+
+
 class _Fit:
     """The sweeps as the loop drives them (``engine.Process``)."""
 
@@ -207,28 +219,49 @@ class _Fit:
         by_column = (colptr, rows, padded(by_row[order]), None if w is None else padded(w[order]))
         del order
         rng = np.random.default_rng(seed)
-        self.sweeps = Sweeps(kernels, (mask.indptr, mask.indices, by_row, w), by_column, settings, rng, dtype)
+        self._data = kernels, (mask.indptr, mask.indices, by_row, w), by_column
+        self.sweeps = Sweeps(*self._data, settings, rng, dtype)
         if features:
             self.sweeps.use_features(features)
         self.sweeps.start()
-        self.n_eval, self.change = 0, 1.0
+        self.bias_noise = self.sweeps.noise
+        self.n_eval, self.evidence, self.gain = 0, -np.inf, 1.0
 
     def step(self):
-        before = self.sweeps.noise
-        self.sweeps.step()
+        self.gain, self.evidence = _step(self.sweeps, self.evidence)
         self.n_eval += 1
-        self.change = (before - self.sweeps.noise) / before if self.sweeps.done >= _STOP_FROM else 1.0
 
     def record(self):
         sweeps = self.sweeps
         values = {
-            "relative_loss": max(self.change, 0.0),
+            "relative_loss": max(self.gain, 0.0),
             "null_objective": sweeps.noise,
             "objective": sweeps.noise,
             "loss": sweeps.squared_error / sweeps.rows.total,
+            "evidence": self.evidence if np.isfinite(self.evidence) else np.nan,
             "components": sweeps.components,
         }
         return {name: np.array([value]) for name, value in values.items()}
+
+    def prefer_biases(self, settings, max_iter, tol, dtype):
+        """Go back to biases alone where the evidence is theirs.
+
+        On very sparse masks components die too slowly: without this, masks of 1 to 5 entries a row with little
+        structure were predicted up to 3.4 % worse than by biases.
+        """
+        # Biases cannot explain more than their own fit did, give or take; mostly that settles it.
+        most = -0.5 * (np.log(2 * np.pi * _BIAS_SLACK * self.bias_noise) + 1)
+        if not settings.biases or self.sweeps.components == 0 or self.evidence > most or self.sweeps.done < 2:
+            return
+        alone = Sweeps(*self._data, Settings(settings.theta, 0, True), None, dtype)
+        alone.start()
+        evidence = -np.inf
+        for _ in range(max_iter):
+            gain, evidence = _step(alone, evidence)
+            if gain <= tol:
+                break
+        if evidence > self.evidence:
+            self.sweeps, self.evidence = alone, evidence
 
     def failed(self):
         return np.array([False])

@@ -61,6 +61,68 @@ def test_pure_noise_shrinks_to_the_biases(implicit_features):
     assert latent < 0.05 and error < 1.03
 
 
+def sparse_ratings(n1, n2, per_row, strength, seed=0):
+    """``per_row`` entries a row: biases, rank 3 of this strength, noise 1; (mask, y) and as many hidden entries."""
+    rng = np.random.default_rng(seed)
+    cells = rng.choice(n1 * n2, 2 * n1 * per_row, replace=False)
+    u, v = rng.standard_normal((n1, 3)), rng.standard_normal((n2, 3))
+    rows, cols = np.divmod(cells, n2)
+    y = 3 + 0.5 * rng.standard_normal(n1)[rows] + 0.5 * rng.standard_normal(n2)[cols] + rng.standard_normal(len(rows))
+    y += strength * np.einsum("ij,ij->i", u[rows], v[cols]) / np.sqrt(3)
+    half = n1 * per_row
+    return fastdmf.EntryMask(rows[:half], cols[:half], (n1, n2)), y[:half], rows[half:], cols[half:], y[half:]
+
+
+def error_of_biases(mask, y, rows, cols, values):
+    """Root mean square error of ridge-regressed row and column biases, the best of some ridges."""
+    mu, best = y.mean(), np.inf
+    i, j = mask.rows, mask.cols
+    for ridge in (2.0, 5.0, 10.0):
+        a, b = np.zeros(mask.shape[0]), np.zeros(mask.shape[1])
+        for _ in range(20):
+            b = np.bincount(j, y - mu - a[i], len(b)) / (np.bincount(j, minlength=len(b)) + ridge)
+            a = np.bincount(i, y - mu - b[j], len(a)) / (np.bincount(i, minlength=len(a)) + ridge)
+        best = min(best, np.sqrt(np.mean((mu + a[rows] + b[cols] - values) ** 2)))
+    return best
+
+
+@pytest.mark.parametrize("shape", [(2000, 1000), (3000, 300), (300, 3000)])
+@pytest.mark.parametrize("per_row", [1, 2, 5])
+def test_very_sparse_masks_fall_back_to_biases(shape, per_row):
+    mask, y, *hidden = sparse_ratings(*shape, per_row, 0.3)
+    solution = vbmf(mask, y, random_state=0, on_failure="ignore")
+    error = np.sqrt(np.mean((solution.predict(*hidden[:2]) - hidden[2]) ** 2))
+    ratio = error / error_of_biases(mask, y, *hidden)
+    print(f"{shape}, {per_row} entries a row: {ratio:.4f} of the error of biases, {solution.components} components")
+    assert solution.components == 0 and ratio < 1.005
+
+
+def test_structure_in_a_sparse_mask_is_kept():
+    mask, y, *hidden = sparse_ratings(3000, 200, 10, 1.5)
+    solution = vbmf(mask, y, random_state=0, on_failure="ignore")
+    error = np.sqrt(np.mean((solution.predict(*hidden[:2]) - hidden[2]) ** 2))
+    assert solution.components >= 3 and error < 0.85 * error_of_biases(mask, y, *hidden)
+
+
+def test_evidence_is_what_it_says():
+    """Divergences from explicit posterior variances, row by row."""
+    mask, y, _ = ratings(60, 50, 900, 3, 0.3)
+    sweeps = vbmf(mask, y, random_state=0, max_iter=6, on_failure="ignore").sweeps
+    total = -0.5 * 900 * (np.log(2 * np.pi * sweeps.noise) + 1)
+    for side in sweeps.sides:
+        free = side.free > 0
+        v, mean = side.variances_of(np.arange(side.n))[:, free], np.zeros(1) if side.mean is None else side.mean
+        away = (side.x - mean)[:, free] ** 2
+        total -= 0.5 * np.sum((v + away) / side.prior[free] - 1 - np.log(v / side.prior[free]))
+    np.testing.assert_allclose(sweeps.evidence(), total, rtol=1e-10)
+
+
+def test_evidence_rises():
+    mask, y, _ = ratings(500, 400, 20_000, 5, 0.5)
+    evidence = vbmf(mask, y, random_state=0, implicit_features=False, tol=0.0, on_failure="ignore").history["evidence"]
+    assert (np.diff(evidence[5:]) > -1e-4).all() and evidence[-1] > evidence[5]
+
+
 def test_scale_and_shift():
     """Data times 1024 give as much of the result, a shift is absorbed by the mean."""
     mask, y, _ = ratings(60, 50, 900, 3, 0.3)
@@ -222,7 +284,7 @@ def test_callback_and_max_iter():
         vbmf(mask, y, random_state=0, max_iter=2)
     one = vbmf(mask, y, random_state=0, max_iter=1, on_failure="ignore")
     assert np.isfinite(one.matrix()).all()
-    assert list(solution.history) == ["iteration", "objective", "loss", "components"]
+    assert list(solution.history) == ["iteration", "objective", "loss", "evidence", "components"]
 
 
 @pytest.mark.parametrize(
