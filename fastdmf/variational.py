@@ -211,10 +211,12 @@ class _Fit:
             out[: mask.size] = values
             return out
 
-        y = mask.sort(y)
+        # At most one array of the length of the entries is alive here that is not kept.
+        by_row = padded(mask.sort(y))
         w = None if weights is None else padded(mask.sort(weights))
-        self.mean = float(y.mean(dtype=np.float64) if w is None else np.average(y, weights=w[: mask.size]))
-        by_row = padded(y - y.dtype.type(self.mean))
+        inside = by_row[: mask.size]
+        self.mean = float(inside.mean(dtype=np.float64) if w is None else np.average(inside, weights=w[: mask.size]))
+        inside -= dtype.type(self.mean)
         colptr, rows, order = kernels.entry_blocks(mask.indptr, mask.indices, n1, n2, n1)
         by_column = (colptr, rows, padded(by_row[order]), None if w is None else padded(w[order]))
         del order
