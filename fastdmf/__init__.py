@@ -5,7 +5,7 @@ The map of the package (imports go only downwards in this list)::
     backend      numpy and the compiled kernels behind one handle
     losses       elementwise losses
     contract     what an operator is: Operator, Bound
-    masks, operators   EntryMask; GaussianDense, RankOne, any scipy LinearOperator
+    masks, seeded, operators   EntryMask; GaussianSeeded; GaussianDense, RankOne, any scipy LinearOperator
     chain        the factors: layout, products, gradients, starting points
     problem      operator + data + normalisation -> value and gradient
     rule         what a step rule is: Rule, State
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 _HOME = {
     "EntryMask": "masks",
     "GaussianDense": "operators",
+    "GaussianSeeded": "seeded",
     "Operator": "contract",
     "RankOne": "operators",
     "Solution": "engine",

@@ -1,11 +1,12 @@
-"""The operators: entry masks, dense and rank-one measurements, and any scipy LinearOperator."""
+"""The operators: entry masks, dense, seeded and rank-one measurements, and any scipy LinearOperator."""
 
 import numpy as np
 
 from fastdmf.contract import Bound, Operator, check_real, check_shape
 from fastdmf.masks import EntryMask
+from fastdmf.seeded import GaussianSeeded
 
-__all__ = ["EntryMask", "GaussianDense", "Operator", "RankOne", "as_operator"]
+__all__ = ["EntryMask", "GaussianDense", "GaussianSeeded", "Operator", "RankOne", "as_operator"]
 
 # Not a seed that measurements are likely to have been drawn with: probes must be independent of them.
 _PROBE_SEED = 0x66617374646D66

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastdmf.backend import get_backend
-from fastdmf.operators import EntryMask, GaussianDense, RankOne, as_operator
+from fastdmf.operators import EntryMask, GaussianDense, GaussianSeeded, RankOne, as_operator
 
 # A shell that starts the tests in the background leaves Ctrl-C ignored, here and in every process started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,6 +37,7 @@ def dense_operator(n1, n2, m, rng):
 OPERATORS = {
     "mask": random_mask,
     "gaussian": lambda n1, n2, m, rng: GaussianDense(rng.standard_normal((m, n1, n2)) / np.sqrt(n1 * n2)),
+    "seeded": lambda n1, n2, m, rng: GaussianSeeded(int(rng.integers(2**63)), m, (n1, n2)),
     "rank_one": lambda n1, n2, m, rng: RankOne(rng.standard_normal((m, n1)), rng.standard_normal((m, n2))),
     "scipy": dense_operator,
 }

@@ -1,5 +1,8 @@
 """Plain float64 loops: the one oracle of the kernels. Imports nothing of the package and compiles nothing."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 
 SQUARED, HUBER, TRUNCATED, ABSOLUTE = range(4)
@@ -126,3 +129,78 @@ def product(a, b):
     for k in range(a.shape[1]):
         out += np.outer(a[:, k], b[k])
     return out
+
+
+# Seeded entries, in exact rational arithmetic -------------------------------------------------------------------
+
+
+def philox(counter, key):
+    """Return the four words of Philox4x32-10 for a counter of four words and a key of two."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [p1 >> 32 ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, p0 >> 32 ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [k[0] + 0x9E3779B9 & 0xFFFFFFFF, k[1] + 0xBB67AE85 & 0xFFFFFFFF]
+    return c
+
+
+def float32(x):
+    """Round a rational number to float32, to nearest and to even; no subnormal numbers."""
+    if x == 0:
+        return x
+    e = 0
+    while abs(x) >= Fraction(2) ** (e + 1):
+        e += 1
+    while abs(x) < Fraction(2) ** e:
+        e -= 1
+    ulp = Fraction(2) ** (e - 23)
+    return round(x / ulp) * ulp
+
+
+def polynomial(x, coefficients):
+    """Evaluate by Horner's rule, lowest coefficient first: each step a product and a sum rounded once."""
+    total = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        total = float32(total * x + c)
+    return total
+
+
+LOG, SIN, COS, EXPONENT = (
+    [Fraction(float.fromhex(h)) for h in row.split()]
+    for row in (
+        "-0x1.fffffcp+0 0x1.000482p+0 -0x1.53e012p-1 0x1.16536p-1 -0x1.49734ep-4 0x1.8f2fd8p+0 0x1.12e6bcp+1 "
+        "0x1.2e49ep+1",
+        "0x1.921fb6p+1 -0x1.4abbeep+2 0x1.466ee4p+1 -0x1.32e03cp-1 0x1.466de4p-4",
+        "0x1p+0 -0x1.3bd3bp+2 0x1.03bd9ap+2 -0x1.550206p+0 0x1.c29256p-3",
+        "-0x1.62e43p-23",
+    )
+)
+
+
+def normal_pair(w, v):
+    """Return the two samples of ``gauss-v1`` for a pair of words."""
+    u = Fraction(2 * (w >> 9) + 1, 2**24)
+    e = 0
+    while u * Fraction(2) ** -e < Fraction(1, 2):
+        e -= 1
+    f = u * Fraction(2) ** -e - 1
+    square = float32(2**23 * e * EXPONENT[0] + float32(f * polynomial(f, LOG)))
+    # The root of a float32 in float64, rounded once more, is the rounded root: float64 has twice the digits and two.
+    radius = float32(Fraction(math.sqrt(square)))
+    t = Fraction(v >> 9 | 1, 2**23) - Fraction(1, 2)
+    z = float32(t * t)
+    sine, cosine = float32(t * polynomial(z, SIN)), polynomial(z, COS)
+    return float(float32(radius * sine)), float(float32(radius * cosine)) * (-1 if v & 1 else 1)
+
+
+def seeded_entries(seed, problem, row, columns, ensemble):
+    """Return the first ``columns`` entries of one row."""
+    key, out = (seed & 0xFFFFFFFF, seed >> 32), []
+    while len(out) < columns:
+        if ensemble == "gaussian":
+            w = philox((len(out) // 4, 0, row, problem), key)
+            out += [*normal_pair(w[0], w[1]), *normal_pair(w[2], w[3])]
+        else:
+            w = philox((len(out) // 128, 0, row, problem), key)
+            out += [-1.0 if w[k // 32] >> k % 32 & 1 else 1.0 for k in range(128)]
+    return np.array(out[:columns])

@@ -14,7 +14,7 @@ LAYERS = [
     {"kernels"},
     {"backend", "losses"},
     {"contract", "chain"},
-    {"masks"},
+    {"masks", "seeded"},
     {"operators"},
     {"problem"},
     {"rule"},
