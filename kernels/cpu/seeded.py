@@ -72,7 +72,6 @@ _SIGNS = 128 * LANES  # columns whose signs are drawn at once
 _WORDS_MULTIPLE = 64  # words of that many with the widest vectors
 _RHS = 2  # 4 gained 5 % at B = 8 and took as much longer to compile
 _ONE = (0,)
-_PIECES = 16  # ranges of work whose sums do not depend on the cut
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
@@ -222,38 +221,11 @@ def _cut(m, k, ranges):
 
 
 @njit(parallel=True, **_SETTINGS)
-def _loss_pull(like, g, losses, partial_losses, x, y, w, loss, rows, stream, partial, scratch, weighted, given):
-    ranges, runs, d = partial.shape
-    m = rows.shape[0]
-    for k in prange(ranges):
-        begin, end = _cut(m, k, ranges), _cut(m, k + 1, ranges)
-        _range(
-            like,
-            partial[k],
-            partial_losses[k],
-            scratch[k],
-            x,
-            y,
-            w,
-            loss,
-            rows,
-            begin,
-            end,
-            stream,
-            weighted,
-            given,
-        )
-    for piece in prange(_PIECES):
-        for b in range(runs):
-            for c in range(d * piece // _PIECES, d * (piece + 1) // _PIECES):
-                total = partial[0, b, c]
-                for k in range(1, ranges):
-                    total += partial[k, b, c]
-                g[b, c] = total
-    losses[:] = 0.0
-    for k in range(ranges):
-        for b in range(runs):
-            losses[b] += partial_losses[k, b]
+def _ranges(like, partial, losses, scratch, x, y, w, loss, rows, stream, weighted, given):
+    m, count = rows.shape[0], partial.shape[0]
+    for k in prange(count):
+        begin, end = _cut(m, k, count), _cut(m, k + 1, count)
+        _range(like, partial[k], losses[k], scratch[k], x, y, w, loss, rows, begin, end, stream, weighted, given)
 
 
 @njit(**_SETTINGS)
@@ -341,12 +313,12 @@ def seeded_loss_pull(g, losses, x, y, w, code, delta, rows, stream, partial, scr
     ranges, which are added in order. ``w`` may be None.
     """
     weighted = w is not None
-    partial_losses = np.empty(partial.shape[:2])
     weights = w if weighted else y
+    parts = np.empty(partial.shape[:2])
     shape = loss_numbers(code, delta)
-    _loss_pull(
-        _token(x), g, losses, partial_losses, x, y, weights, shape, rows, stream, partial, scratch, weighted, False
-    )
+    _ranges(_token(x), partial, parts, scratch, x, y, weights, shape, rows, stream, weighted, False)
+    np.sum(parts, axis=0, out=losses)
+    np.sum(partial, axis=0, out=g)
 
 
 def seeded_loss_pull_serial(g, losses, x, y, w, code, delta, rows, stream, scratch):
@@ -359,9 +331,9 @@ def seeded_loss_pull_serial(g, losses, x, y, w, code, delta, rows, stream, scrat
 
 def seeded_adjoint(g, r, rows, stream, partial, scratch):
     """Overwrite ``g`` (B, d) with sum_i r_i a_i for ``r`` (B, m), as ``seeded_loss_pull`` does its pull."""
-    losses, partial_losses = np.empty(len(g)), np.empty(partial.shape[:2])
-    shape = loss_numbers(SQUARED, 0.0)
-    _loss_pull(_token(g), g, losses, partial_losses, g, r, r, shape, rows, stream, partial, scratch, False, True)
+    parts, shape = np.empty(partial.shape[:2]), loss_numbers(SQUARED, 0.0)
+    _ranges(_token(g), partial, parts, scratch, g, r, r, shape, rows, stream, False, True)
+    np.sum(partial, axis=0, out=g)
 
 
 def seeded_adjoint_serial(g, r, rows, stream, scratch):
