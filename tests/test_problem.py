@@ -32,7 +32,7 @@ def _check_gradient(problem, rng, scale):
     x = layout.allocate(batch, np.float64)
     for view in layout.stored(x):
         view[:] = scale * rng.standard_normal(view.shape)
-    grad, scratch = np.full_like(x, np.nan), np.empty_like(x)
+    grad, scratch = np.full_like(x, np.nan), np.full_like(x, np.nan)
     grad[:] = 0
     for view in layout.stored(grad):
         view[:] = np.nan
@@ -65,7 +65,7 @@ def test_normalisations(normalisation, rng, backend):
     _check_gradient(problem, rng, 0.8)
     x = problem.layout.allocate(2, np.float64)
     x += rng.standard_normal(x.shape)
-    losses, objective = problem.evaluate(x, np.empty_like(x))
+    losses, objective = problem.evaluate(x, np.full_like(x, np.nan))
     w = problem.bound.weights.sum(axis=1)
     factor = {"mse": 1 / w, "mse/2": 0.5 / w, "sse": 1, "sse/2": 0.5}[normalisation]
     np.testing.assert_allclose(objective, factor * losses, rtol=1e-14)
@@ -97,7 +97,7 @@ def test_spectral_norms(name, depth, rng, backend):
     u, v, right = (rng.standard_normal((2, n)) for n in (N1, N2, N2))
     gv, gu = np.einsum("bij,bj->bi", g, v), np.einsum("bij,bi->bj", g, u)
     probe = (u.copy(), v.copy())
-    problem.evaluate(x, np.empty_like(x), probe)
+    problem.evaluate(x, np.full_like(x, np.nan), probe)
     np.testing.assert_allclose(probe[0], gv, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(probe[1], gu, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(problem.leading_singular(right, 400), np.linalg.norm(w, 2, axis=(1, 2)), rtol=1e-9)
