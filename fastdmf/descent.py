@@ -273,7 +273,7 @@ class _Descent:
             "loss": problem.scale * state.losses,
             "objective": state.objective,
             "grad_norm": np.sqrt(problem.squared_norm(state.grad)),
-            "step_size": state.step_size,
+            "step_size": state.step_size.copy(),
         }
         if self.monitor is not None:
             p, qt = problem.halves(state.x)

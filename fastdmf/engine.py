@@ -88,7 +88,7 @@ class Process(Protocol):
         """Do one update of every active slice."""
 
     def record(self):
-        """Return a dict of name -> (active, ...) array.
+        """Return a dict of name -> (active, ...) array, which the history keeps: later steps must not change it.
 
         ``objective``, and for the loop alone ``relative_loss`` and ``null_objective`` (that of W = 0), are needed.
         """
@@ -116,10 +116,10 @@ class History:
         self.batch, self.rows, self.iterations, self.active = batch, [], [], []
 
     def add(self, iteration, active, values):
-        """Append one record of the slices ``active``; what is in it may change afterwards."""
+        """Append one record of the slices ``active``."""
         self.iterations.append(iteration)
         self.active.append(active)
-        self.rows.append({name: np.array(value, np.float64) for name, value in values.items()})
+        self.rows.append(values)
 
     def arrays(self):
         """Return name -> array of shape (records, B, ...)."""
@@ -216,8 +216,7 @@ def drive(process, batch, stop, callback=None):
     n_iter = np.zeros(batch, np.int64)
     best = np.full(batch, np.inf)
     best_at = np.zeros(batch, np.int64)
-    ceiling = np.zeros(batch)
-    has_best = np.zeros(batch, bool)
+    has_best = np.full(batch, stop.watch and stop.patience is None)
     history = History(batch)
 
     with _Interrupt() as interrupt, np.errstate(over="ignore", invalid="ignore"):
@@ -228,9 +227,10 @@ def drive(process, batch, stop, callback=None):
             history.add(iteration, active, values)
             objective = values["objective"]
             if iteration == 0:
-                ceiling = GROWTH * np.maximum(objective, null_objective)
-            finite = np.isfinite(objective) & np.isfinite(relative)
-            diverged = ~finite | (stop.watch & (objective > ceiling[active]))
+                largest = np.finfo(np.float64).max
+                ceiling = np.minimum(GROWTH * np.maximum(objective, null_objective) if stop.watch else np.inf, largest)
+                ceiling = np.broadcast_to(ceiling, batch)
+            diverged = ~(objective <= ceiling)  # also where it is NaN or infinite
 
             if stop.patience is not None:
                 held_out = values["validation"]
@@ -241,7 +241,6 @@ def drive(process, batch, stop, callback=None):
                 has_best[active[better]] = True
             elif stop.watch:
                 process.keep_best(~diverged)
-                has_best[active] = True
 
             answer = None
             if callback is not None:
@@ -258,7 +257,7 @@ def drive(process, batch, stop, callback=None):
                 done |= waited
             ends: dict = {}
             last = answer or interrupt.seen or iteration >= stop.max_iter
-            for position in range(len(active)) if last else np.flatnonzero(done):
+            for position in range(len(active)) if last else done.nonzero()[0]:
                 if diverged[position]:
                     status = Status.DIVERGED
                 elif relative[position] <= stop.tol:
@@ -282,7 +281,7 @@ def drive(process, batch, stop, callback=None):
                 process.finish(position, slice_, bool(wants_best and has_best[slice_]))
             if ends:
                 keep = np.array([i for i in range(len(active)) if i not in ends], np.int64)
-                active = active[keep]
+                active, ceiling = active[keep], ceiling[keep]
                 if len(active) == 0:
                     break
                 process.take(keep)

@@ -299,8 +299,6 @@ class _BoundMask(Bound):
 
 # Rows, columns and inner widths up to which a whole chain is evaluated in one compiled call.
 _SMALL = 500
-# ns of work under which a parallel region over the slices costs more than it saves.
-_SERIAL_NS = 50_000
 
 
 class FusedChain:
@@ -311,34 +309,27 @@ class FusedChain:
     bound : _BoundMask
     layout : fastdmf.chain.Layout
         Of depth 2 or more, not symmetric.
+    dense : bool, optional
+        Whether the residuals go through full matrices; chosen by their cost when None.
     """
 
-    def __init__(self, bound, layout):
+    def __init__(self, bound, layout, dense=None):
         self._kernels = kernels = bound.backend.kernels
-        op, depth = bound.operator, layout.depth
-        n1, n2 = layout.shape
-        dense = op.size == n1 * n2
-        columns = kernels.entry_blocks(op.indptr, op.indices, n1, n2, n1)
-        y, w = (
-            (a.reshape(len(a), -1) for a in bound._structure("dense", bound._dense))
-            if dense
-            else (
-                bound._y,
-                bound._y if bound._w is None else bound._w,
-            )
-        )
-        places, length = kernels.chain_places(layout.dims, layout.cut, n1 * n2 if dense else op.size, bound.dtype)
-        self._work, self._length = kernels.aligned_empty((0, length), bound.dtype), length
-        self._run = kernels.chain_runs
+        op, (n1, n2) = bound.operator, layout.shape
+        chosen, self._parallel = kernels.chain_route(layout.dims, layout.cut, op.size, bound.batch, bound.dtype)
+        dense = chosen if dense is None else dense
+        if dense:
+            y, w = (a.reshape(len(a), -1) for a in bound._structure("dense", bound._dense))
+            weighted = bound._w is not None or op.size < n1 * n2
+        else:
+            y, w = bound._y, bound._y if bound._w is None else bound._w
+            weighted = bound._w is not None
+        places, self._length = kernels.chain_places(layout.dims, layout.cut, n1 * n2 if dense else op.size, bound.dtype)
         offsets, dims = np.array(layout.offsets[:-1], np.int64), np.array(layout.dims, np.int64)
-        loss = kernels.chain_loss(bound.loss.code, bound.loss.delta)
-        self._chain = (offsets, dims, layout.cut, places, op.indptr, op.indices, *columns)
-        self._data = (y, w, loss, bound._w is not None, dense)
-        # Where P and Q^T lie: a factor whose rows are whole vectors serves as it is.
-        self._point, self._layout = None, layout
-        self._padded = kernels.chain_padded(layout.width, bound.dtype)
-        self._ends = layout.cut == depth - 1, layout.cut == 1
-        self._halves_at = places[layout.cut + 1], places[layout.cut]
+        self._chain = (offsets, dims, layout.cut, places)
+        self._entries = (op.indptr, op.indices, *kernels.entry_blocks(op.indptr, op.indices, n1, n2, n1))
+        self._data = (y, w, kernels.chain_loss(bound.loss.code, bound.loss.delta), weighted, dense)
+        self._layout, self._work, self._point = layout, np.empty((0, 0), bound.dtype), None
 
     def __call__(self, x, grad, factors, probe=None):
         """Return sum w rho, (B,) float64, and write the gradient of factors / 2 times that.
@@ -349,18 +340,17 @@ class FusedChain:
             self._work = self._kernels.aligned_empty((len(x), self._length), x.dtype)
         losses = np.empty(len(x))
         u, v = (x, x) if probe is None else probe
-        self._run(grad, losses, x, factors, *self._chain, *self._data, u, v, probe is not None, self._work)
+        run = self._kernels.chain_runs_parallel if self._parallel else self._kernels.chain_runs
+        run(grad, losses, x, factors, *self._chain, *self._entries, *self._data, u, v, probe is not None, self._work)
         self._point = x
         return losses
 
+    def leading_singular(self, v, steps):
+        """Improve ``v`` (B, n2), in place, as ``Problem.leading_singular`` does; return ||W v||."""
+        norms = np.empty(len(v))
+        self._kernels.chain_power(norms, v, self._point, *self._chain, steps, self._work)
+        return norms
+
     def halves(self):
         """Return (P, Q^T) of the point evaluated last: views, valid until it moves or the next call."""
-        h, stored = self._layout.width, self._layout.stored(self._point)
-
-        def half(n, start, is_factor, factor):
-            if is_factor and self._padded == h:
-                return factor
-            return self._work[:, start : start + n * self._padded].reshape(-1, n, self._padded)[:, :, :h]
-
-        (n1, n2), (p_at, q_at), (p_end, q_end) = self._layout.shape, self._halves_at, self._ends
-        return half(n1, p_at, p_end, stored[-1]), half(n2, q_at, q_end, stored[0])
+        return self._kernels.chain_halves(self._point, *self._chain, self._work)

@@ -90,10 +90,6 @@ class Problem:
             grad += x.dtype.type(self.l2) * x
         return losses, objective
 
-    def _evaluated(self):
-        """Return (P, Q^T) of the point evaluated last; at depth 1 (W, None)."""
-        return self._halves if self._fused is None else self._fused.halves()
-
     def halves(self, x):
         """Return copies-free (P, Q^T) of the point ``x``; at depth 1 (W, identity)."""
         if self.layout.depth == 1:
@@ -119,7 +115,9 @@ class Problem:
         s1 : ndarray of shape (B,), float64
             Estimate of ||W||_2 from below; four thin products a step, W is never formed.
         """
-        p, qt = self._evaluated()
+        if self._fused is not None:
+            return self._fused.leading_singular(v, steps)
+        p, qt = self._halves
 
         def forward(v):
             return _matvec(p, v) if qt is None else _matvec(p, _matvec(qt.swapaxes(1, 2), v))
@@ -134,7 +132,7 @@ class Problem:
 
     def leading_gradient(self, u, v, steps):
         """Improve (u, v) towards the leading singular pair of G at the point evaluated last, in place."""
-        p, qt = self._evaluated()
+        p, qt = self._halves if self._fused is None else self._fused.halves()
         if qt is None:
             qt = np.broadcast_to(np.eye(p.shape[2], dtype=p.dtype), (len(p), p.shape[2], p.shape[2]))
         r = self.bound.psi(self.bound.forward(p, qt))

@@ -83,7 +83,7 @@ class Rule:
 
 def start(problem, x, step_size):
     """Evaluate the start of a fixed-step rule; return the fields of its State."""
-    grad = np.zeros_like(x)
+    grad = problem.layout.allocate(len(x), x.dtype, problem.xp)
     losses, objective = problem.evaluate(x, grad)
     return {
         "x": x,

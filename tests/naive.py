@@ -204,3 +204,15 @@ def seeded_entries(seed, problem, row, columns, ensemble):
             w = philox((len(out) // 128, 0, row, problem), key)
             out += [-1.0 if w[k // 32] >> k % 32 & 1 else 1.0 for k in range(128)]
     return np.array(out[:columns])
+
+
+def two_loop(pairs, g, base):
+    """Return H g of BFGS by the two-loop recursion; ``pairs`` are (s, y), oldest first, none means base I."""
+    q, alphas = g.astype(float).copy(), []
+    for s, y in reversed(pairs):
+        alphas.append(np.dot(s, q) / np.dot(s, y))
+        q -= alphas[-1] * y
+    q *= base if not pairs else np.dot(*pairs[-1]) / np.dot(pairs[-1][1], pairs[-1][1])
+    for s, y in pairs:
+        q += (alphas.pop() - np.dot(y, q) / np.dot(s, y)) * s
+    return q

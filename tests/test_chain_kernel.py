@@ -319,3 +319,40 @@ def test_nan_stays_in_its_run():
     assert np.isnan(losses).tolist() == [False, True, False]
     inside = np.concatenate([np.arange(v.start, v.stop) for v in problem.views])
     assert np.isfinite(grad[[0, 2]][:, inside]).all()
+
+
+@pytest.mark.parametrize(("dims", "cut"), [((1, 1, 1), 1), ((7, 16, 9), 1), ((33, 8, 6, 8, 31), 2), ((31, 70, 33), 1)])
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_power_steps(dims, cut, runs, dtype):
+    problem = Chain(dims, cut, dtype, runs=runs, dense=False, code=SQUARED, weighted=False, own=True)
+    *_, work = problem.evaluate(cpu.chain_runs)
+    v, norms = problem.v.copy(), np.full(runs, np.nan)
+    point = (problem.flat, problem.offsets, problem.dims, cut, problem.places)
+    cpu.chain_power(norms, v, *point, 3, work)
+    p, qt = cpu.chain_halves(*point, work)
+    for b in range(runs):
+        w = np.linalg.multi_dot([*reversed(problem.factors[b])]).astype(float)
+        close(p[b].astype(float) @ qt[b].T.astype(float), w, sum(dims), "chain", dtype)
+        expected = problem.v[b].astype(float)
+        for _ in range(3):
+            expected = w.T @ (w @ expected)
+            expected /= np.linalg.norm(expected)
+        close(v[b], expected, 10 * sum(dims), "chain", dtype)
+        close(norms[b], np.linalg.norm(w @ expected), sum(dims), "chain", dtype)
+    problem.flat[:] = 0
+    *_, work = problem.evaluate(cpu.chain_runs)
+    before = v.copy()
+    cpu.chain_power(norms, v, *point, 2, work)
+    np.testing.assert_array_equal(v, before)  # a zero matrix leaves it
+    assert (norms == 0).all()
+
+
+def test_routes_follow_the_work():
+    def route(dims, nnz, batch=1):
+        return cpu.chain_route(dims, 1, nnz, batch, np.dtype(np.float64))
+
+    assert route((100, 100, 100, 100), 2000) == (False, False)
+    assert route((100, 100, 100, 100), 10_000) == (True, False)
+    assert route((100, 100, 100, 100), 2000, 16) == (False, True)
+    assert route((2, 2, 2), 3, 4)[1] is False  # a parallel region would cost more than it saves

@@ -6,10 +6,10 @@ import numpy as np
 from conftest import completion, random_mask
 
 import fastdmf
-from fastdmf.chain import Layout
+from fastdmf.chain import Layout, initial_factors
 from fastdmf.kernels import cpu
 from fastdmf.problem import Problem
-from fastdmf.rules import GradientDescent
+from fastdmf.rules import Auto, GradientDescent, GroupRMSprop
 
 
 def _largest_allocation(call):
@@ -32,6 +32,60 @@ def test_an_evaluation_allocates_nothing_of_the_size_of_the_factors(rng, backend
         x += 0.1
         grad = np.zeros_like(x)
         assert _largest_allocation(lambda p=problem, x=x, g=grad: p.evaluate(x, g)) < 0.05 * x.nbytes
+
+
+def test_a_step_allocates_nothing_of_the_size_of_the_factors(backend):
+    """Small chains and large ones; for auto in both phases, after the memory has been taken."""
+    _, small, y = completion(0, n=60, rank=2, count=900)
+    large = random_mask(900, 700, 20_000, np.random.default_rng(0))
+    data = np.random.default_rng(1).standard_normal(large.size)
+    for op, values, width in ((small, y, 60), (large, data, 16)):
+        layout = Layout((op.shape[1], width, width, op.shape[0]))
+        problem = Problem(op.bind(backend, values[None], width=width), layout, 1)
+        for rule in (GradientDescent(lr=1e-3), GroupRMSprop(), Auto(accelerate=False), Auto()):
+            x = layout.allocate(1, np.float64)
+            layout.write(x, initial_factors(layout, "gaussian", 1e-2, 0))
+            state = rule.init(problem, x)
+            if rule == Auto():
+                while not state.accelerated[0]:
+                    rule.step(problem, state)
+            step = _largest_allocation(lambda r=rule, p=problem, s=state: r.step(p, s))
+            assert step < 0.25 * x.nbytes, (rule, step / x.nbytes)  # a few vectors of n1 or n2 numbers
+
+
+def test_few_calls_a_step(monkeypatch, backend):
+    """Compiled calls a step of small chains: what Python costs there is their number."""
+    _, op, y = completion(0, n=60, rank=2, count=900)
+    counts = {}
+    names = [name for name in cpu.__dict__ if name.split("_")[0] in ("chain", "slices", "lbfgs", "entry", "dense")]
+    for name in names:
+        original = getattr(cpu, name)
+        if callable(original):
+
+            def wrapper(*args, name=name, original=original, **kw):
+                counts[name] = counts.get(name, 0) + 1
+                return original(*args, **kw)
+
+            monkeypatch.setattr(cpu, name, wrapper)
+    layout = Layout((60, 60, 60, 60))
+    problem = Problem(op.bind(backend, y[None], width=60), layout, 1)
+
+    def calls(rule, fast=False):
+        x = layout.allocate(1, np.float64)
+        layout.write(x, initial_factors(layout, "gaussian", 1e-2, 0))
+        state = rule.init(problem, x)
+        while fast and not state.accelerated[0]:
+            rule.step(problem, state)
+        rule.step(problem, state)
+        counts.clear()
+        rule.step(problem, state)
+        return dict(counts)
+
+    evaluation = {"chain_runs": 1}
+    assert calls(GradientDescent(lr=1e-3)) == {**evaluation, "slices_move": 1}
+    assert calls(GroupRMSprop()) == {**evaluation, "slices_move": 1, "slices_dot": 1}
+    assert calls(Auto()) == {**evaluation, "slices_move": 1, "chain_power": 1, "slices_unit": 2}
+    assert calls(Auto(), fast=True) == {**evaluation, "lbfgs_try": 1, "lbfgs_judge": 1}
 
 
 def test_one_evaluation_a_step(monkeypatch):
@@ -64,7 +118,7 @@ def test_few_compiled_versions():
     def versions():
         return sum(
             len(f.signatures)
-            for module in (cpu.chain, cpu.dense, cpu.entry, cpu.gaussian)
+            for module in (cpu.chain, cpu.dense, cpu.entry, cpu.gaussian, cpu.gemm, cpu.lbfgs, cpu.sampled, cpu.slices)
             for f in vars(module).values()
             if hasattr(f, "signatures")
         )

@@ -1,4 +1,4 @@
-"""Limited-memory BFGS with scalar coefficients on a batch: two passes over the memory a step.
+"""Limited-memory BFGS with scalar coefficients and its line search on a batch: two passes over the memory a step.
 
 The memory of a slice is a ring of K places for pairs s = x_{t+1} - x_t, y = g_{t+1} - g_t; at most K - 1 are held, so
 that a new pair can be written before it is judged. Row i of ``pairs`` (B, 2 K, D) is the s of place i, row K + i its y.
@@ -7,7 +7,8 @@ The direction is -H g in the compact form of BFGS (Byrd, Nocedal and Schnabel 19
 two-loop recursion): H g = gamma g + S a + Y b, whose coefficients follow from inner products of the memory, kept by
 recurrence, and from [S Y]^T g. So a step reads the memory twice, once for those products and once for the direction,
 and everything else that a step does on vectors rides along. With D = 30,000 in float64 and ten pairs, 4.8 MB in the
-third-level cache, either pass runs at that cache's bandwidth (bench/overhead.py).
+third-level cache, either pass runs at that cache's bandwidth (bench/overhead.py). The search's decisions are made
+here too: as array expressions over one slice they took 60 us a step, a third of what the passes take.
 
 All buffers are C-contiguous and D is a multiple of a cache line, as ``fastdmf.chain.Layout`` makes it. Sums are taken
 in ranges of ``_RANGE`` numbers and added in order in float64: no bit depends on the number of threads.
@@ -16,6 +17,7 @@ in ranges of ``_RANGE`` numbers and added in order in float64: no bit depends on
 import numpy as np
 from numba import njit, prange
 
+from fastdmf.kernels.cpu.slices import slices_move
 from fastdmf.kernels.cpu.vectors import (
     add,
     fma,
@@ -32,14 +34,14 @@ from fastdmf.kernels.cpu.vectors import (
     zero_row,
 )
 
-__all__ = ["lbfgs_coefficients", "lbfgs_direct", "lbfgs_remember"]
+__all__ = ["lbfgs_coefficients", "lbfgs_judge", "lbfgs_try"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"vectors": "fda00a159f57"}
+BUILT_ON = {"slices": "036add39065b", "vectors": "fda00a159f57"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
-_RANGE = 2048  # numbers of one partial sum, and of one item of parallel work: what stays in L1 while rows pass by
+_RANGE = 4096  # numbers of one partial sum, and of one item of parallel work; 1024 was 8 % slower (D = 30,000)
 _SERIAL = 1 << 20  # numbers of the memory under which a parallel region costs more than it saves
 
 
@@ -181,41 +183,10 @@ def _update(sums, s_y, y_y, products, coefficients, gamma, newest, held, cosine,
 
 
 @njit(parallel=True, **_SETTINGS)
-def lbfgs_remember(
-    pairs,
-    s_y,
-    y_y,
-    products,
-    coefficients,
-    gamma,
-    newest,
-    held,
-    trial,
-    x,
-    trial_grad,
-    grad,
-    moved,
-    cosine,
-    stretch,
+def _remember(
+    pairs, s_y, y_y, products, coefficients, gamma, newest, held, trial, x, trial_grad, grad, moved, cosine, stretch
 ):
-    """Take the pairs of the slices that are about to move from x to trial into the memory.
-
-    A pair counts when the cosine of the angle between s and y is above ``cosine``; ``products`` = [S Y]^T trial_grad
-    either way.
-
-    Parameters
-    ----------
-    pairs : (B, 2 K, D)
-    s_y, y_y : (B, K, K) float64
-    products, coefficients : (B, 2 K) float64
-        ``coefficients`` and ``gamma`` are those of the direction that the trial lies on.
-    gamma, cosine, stretch : (B,) float64
-        trial = x + stretch direction.
-    newest, held : (B,) int64
-        The memory, ``newest`` and ``held`` are overwritten for the slices that move.
-    trial, x, trial_grad, grad : (B, D)
-    moved : (B,) bool
-    """
+    """Take the pairs of the slices that are about to move from x to trial into the memory."""
     runs, places = s_y.shape[:2]
     ranges = -(-x.shape[1] // _RANGE)
     # The last group of four rows may write two sums more.
@@ -234,6 +205,90 @@ def lbfgs_remember(
                     sums[e] += partial[b, k, e]
             inner = s_y[b], y_y[b], products[b], coefficients[b]
             newest[b], held[b] = _update(sums, *inner, gamma[b], newest[b], held[b], cosine[b], stretch[b])
+
+
+@njit(**_SETTINGS)
+def lbfgs_judge(
+    accepted,
+    pairs,
+    s_y,
+    y_y,
+    products,
+    coefficients,
+    gamma,
+    newest,
+    held,
+    slope,
+    stretch,
+    step_size,
+    base,
+    trials,
+    restarts,
+    fresh,
+    failed,
+    trial,
+    x,
+    trial_grad,
+    grad,
+    objective,
+    trial_objective,
+    far,
+    cosine_far,
+    cosine_near,
+    searching,
+    armijo,
+    shrink,
+    most_trials,
+    most_restarts,
+):
+    """Accept or refuse the trials of the slices that are ``searching``, and prepare their next ones.
+
+    An accepted one gives its pair s = trial - x, y = trial_grad - grad to the memory, if the cosine of the angle
+    between them is above ``cosine_far`` where the objective is above ``far``, above ``cosine_near`` elsewhere. A
+    refused one shrinks its step; after ``most_trials`` the memory is cleared and ``base`` halved, and after
+    ``most_restarts`` such the slice has failed.
+
+    Parameters
+    ----------
+    accepted : (B,) bool
+        Overwritten where searching.
+    pairs : (B, 2 K, D)
+    s_y, y_y : (B, K, K) float64
+    products, coefficients : (B, 2 K) float64
+        [S Y]^T grad before, of trial_grad after a move; coefficients of the direction.
+    gamma, newest, held
+        (B,): float64, int64, int64. The memory.
+    slope, stretch, step_size, base : (B,) float64
+        grad . direction; trial = x + stretch direction; what is recorded; the step without a memory.
+    trials, restarts : (B,) int64
+    fresh, failed : (B,) bool
+        ``fresh`` asks for a new direction.
+    trial, x, trial_grad, grad : (B, D)
+        Not changed.
+    objective, trial_objective, far : (B,) float64
+    searching : (B,) bool
+    cosine_far, cosine_near, armijo, shrink, most_trials, most_restarts : scalars
+    """
+    moved = searching.copy()
+    cosine = np.where(objective > far, cosine_far, cosine_near)
+    for b in range(len(searching)):
+        if searching[b]:
+            accepted[b] = trial_objective[b] <= objective[b] + armijo * stretch[b] * slope[b]
+            moved[b] = accepted[b]
+    memory = (pairs, s_y, y_y, products, coefficients, gamma, newest, held)
+    _remember(*memory, trial, x, trial_grad, grad, moved, cosine, stretch)
+    for b in range(len(searching)):
+        if moved[b]:
+            fresh[b], restarts[b] = True, 0
+        elif searching[b]:
+            trials[b] += 1
+            stretch[b] *= shrink
+            step_size[b] = stretch[b]
+            if trials[b] >= most_trials:
+                held[b], fresh[b] = 0, True
+                base[b] *= 0.5
+                restarts[b] += 1
+                failed[b] |= restarts[b] >= most_restarts
 
 
 @njit(**_SETTINGS)
@@ -295,42 +350,38 @@ def _direct(direction, trial, slope, pairs, coefficients, gamma, newest, held, x
 
 
 @njit(**_SETTINGS)
-def lbfgs_direct(
-    direction,
+def lbfgs_try(
     trial,
-    slope,
-    coefficients,
-    gamma,
-    held,
+    direction,
     pairs,
     s_y,
     y_y,
     products,
+    coefficients,
+    gamma,
     newest,
+    held,
+    slope,
+    stretch,
+    step_size,
+    base,
+    trials,
+    fresh,
+    failed,
     x,
     grad,
-    base,
-    aimed,
+    searching,
 ):
-    """Set direction = -H grad, slope = grad . direction and trial = x + direction of the slices ``aimed``.
+    """Write the trial of every slice that is ``searching``: a new direction where ``fresh``, else the shorter step.
 
-    A slice without pairs goes along -base grad; so does one whose direction would not descend, and its memory is
-    cleared.
+    direction = -H grad, and trial = x + direction. A slice without pairs goes along -base grad; so does one whose
+    direction would not descend, and its memory is cleared; one that would not descend even so has failed.
 
-    Parameters
-    ----------
-    direction, trial : (B, D)
-    slope, gamma : (B,) float64
-    coefficients : (B, 2 K) float64
-    held : (B,) int64
-        All overwritten for the slices ``aimed``.
-    pairs, s_y, y_y, products, newest
-        As ``lbfgs_remember`` leaves them; ``products`` = [S Y]^T grad.
-    x, grad : (B, D)
-    base : (B,) float64
-    aimed : (B,) bool
+    Arguments as for ``lbfgs_judge``; ``products`` = [S Y]^T grad. What belongs to the memory and the search is
+    overwritten for those slices.
     """
-    for b in range(x.shape[0]):
+    aimed = searching & fresh
+    for b in range(len(aimed)):
         if aimed[b]:
             if held[b]:
                 gamma[b] = lbfgs_coefficients(coefficients[b], s_y[b], y_y[b], products[b], newest[b], held[b])
@@ -338,9 +389,17 @@ def lbfgs_direct(
                 coefficients[b], gamma[b] = 0, base[b]
     _direct(direction, trial, slope, pairs, coefficients, gamma, newest, held, x, grad, aimed)
     again = aimed.copy()
-    for b in range(x.shape[0]):
+    for b in range(len(aimed)):
         again[b] = aimed[b] and held[b] > 0 and not slope[b] < 0
         if again[b]:
             held[b], coefficients[b], gamma[b] = 0, 0, base[b]
     if again.any():
         _direct(direction, trial, slope, pairs, coefficients, gamma, newest, held, x, grad, again)
+    for b in range(len(aimed)):
+        if aimed[b]:
+            fresh[b], trials[b] = False, 0
+            stretch[b] = step_size[b] = 1.0
+            failed[b] |= not slope[b] < 0
+        elif searching[b]:
+            one = slice(b, b + 1)
+            slices_move(trial[one], x[one], stretch[one], direction[one])

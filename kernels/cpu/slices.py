@@ -24,7 +24,7 @@ from fastdmf.kernels.cpu.vectors import (
     zero_row,
 )
 
-__all__ = ["slices_dot", "slices_move"]
+__all__ = ["slices_dot", "slices_move", "slices_unit"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
 BUILT_ON = {"vectors": "fda00a159f57"}
@@ -95,3 +95,14 @@ def slices_dot(out, a, b):
             out[i] = 0.0
             for k in range(ranges):
                 out[i] += partial[i, k]
+
+
+@njit(**_SETTINGS)
+def slices_unit(out, norms, a, chosen):
+    """Write a_b / ||a_b|| to the slices of ``out`` that are ``chosen`` and whose a_b is not zero; all norms to (B,)."""
+    runs, size = a.shape
+    for b in range(runs):
+        norms[b] = np.sqrt(_dot(a[b], a[b], 0, size))
+        if chosen[b] and norms[b] > 0:
+            for c in range(size):
+                out[b, c] = a[b, c] / norms[b]
