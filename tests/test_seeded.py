@@ -251,21 +251,29 @@ def test_squared_norms():
         np.testing.assert_allclose(norms, expected, rtol=1e-14)
 
 
-@pytest.mark.skipif(vectors.VECTOR_BYTES == 16, reason="this is that target")
-def test_machines_without_fma():
-    """The same bits where a fused product and sum is a call of the C library, in a process and a cache of its own."""
+@pytest.mark.parametrize(
+    ("size", "target"),
+    [
+        (16, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}),
+        (64, {"FASTDMF_VECTOR_BYTES": "64"}),
+    ],
+    ids=["without_fma", "wide"],
+)
+def test_other_machines(size, target):
+    """The same bits with other vectors, and where a fused product and sum is a call of the C library.
+
+    In a process and a cache of its own.
+    """
+    if size == vectors.VECTOR_BYTES:
+        pytest.skip("this is that target")
     here = Path(__file__).resolve().parent
-    env = {
-        **os.environ,
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": "",
-        "NUMBA_CACHE_DIR": str(here / "__pycache__" / "numba-16"),
-    }
-    only = "oracle or frozen or (test_kernels and 33-257 and float32 and gaussian)"
+    env = {**os.environ, **target, "NUMBA_CACHE_DIR": str(here / "__pycache__" / f"numba-{size}")}
+    only = "oracle or frozen or (test_kernels and 33-257 and gaussian and float32)"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", only, str(here / "test_seeded.py")]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert " passed" in done.stdout
+    print(done.stdout.splitlines()[-1])
 
 
 # The operator --------------------------------------------------------------------------------------------------
