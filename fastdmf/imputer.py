@@ -568,7 +568,9 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """Return a copy of X with its holes filled."""
         out = np.array(X, order="C")
         holed = np.flatnonzero(~observed.all(axis=1))
-        for start, coefficients in self._fold_in(X, holed, observed, [self.noise_variance_]):
+        # A column that was empty at fit has no loading: nothing observed in it later moves the others, not by a bit.
+        telling = observed & ~self._empty
+        for start, coefficients in self._fold_in(X, holed, telling, [self.noise_variance_]):
             rows = holed[start : start + coefficients.shape[1]]
             # A product per row again, for the same reason.
             fitted = self._centre + (coefficients[0][:, None, :] @ self._loadings.T)[:, 0]
