@@ -17,7 +17,7 @@ The map of the package (imports go only downwards in this list)::
     variational  vbmf(...)
     fitting      what the estimators share
     imputer, sensing   DMFImputer, DMFSensing: the scikit-learn estimators
-    demo, cli    the ``fastdmf`` command
+    demo, warmup, cli    the ``fastdmf`` command
 
 Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
 """

@@ -83,6 +83,15 @@ def _parser():
     )
     demo.set_defaults(call=_demo)
 
+    text = "compile the kernels ahead of the first fit"
+    warmup = commands.add_parser(
+        "warmup",
+        parents=[common],
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}, into numba's cache on disk; what is there already is only loaded.",
+    )
+    warmup.set_defaults(call=_warmup)
+
     text = "print versions, threads and devices"
     info = commands.add_parser("info", parents=[common], help=text, description=f"{text[0].upper()}{text[1:]}.")
     info.set_defaults(call=_info)
@@ -145,6 +154,16 @@ def _check_writable(path):
             tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OSError(f"cannot write the picture {path}: {error.strerror}; choose another place with --out") from None
+
+
+def _warmup(args):
+    from fastdmf.warmup import warm_up
+
+    def report(job, dtype, seconds):
+        print(f"{job}, {dtype}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+    print(f"kernels ready in {warm_up(report):.1f} s")
+    return 0
 
 
 def _info(args):

@@ -26,7 +26,7 @@ LAYERS = [
     {"descent", "variational"},
     {"fitting"},
     {"imputer", "sensing"},
-    {"demo"},
+    {"demo", "warmup"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -210,3 +210,29 @@ def test_ctrl_c(tmp_path):
     assert rest.endswith("fastdmf: interrupted\n")
     assert "Traceback" not in rest
     assert not (tmp_path / "a.png").exists()
+
+
+def test_warmup_reports_every_job(monkeypatch, capsys):
+    from fastdmf import warmup
+
+    seen = []
+    monkeypatch.setattr(warmup, "JOBS", {"one": seen.append, "two": seen.append})
+    assert cli.main(["warmup"]) == 0
+    captured = capsys.readouterr()
+    assert seen == [np.float32, np.float64] * 2
+    assert re.search(r"kernels ready in \d+\.\d s", captured.out)
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == [
+        f"{job}, {dtype}" for job in ("one", "two") for dtype in ("float32", "float64")
+    ]
+
+
+@pytest.mark.parametrize("job", ["completion, variational", "sensing, seeded"])
+def test_a_warmed_up_job_compiles_nothing(job):
+    from fastdmf.backend import compile_clock
+    from fastdmf.warmup import JOBS
+
+    with np.errstate(all="ignore"):
+        JOBS[job](np.float64)
+        with compile_clock() as clock:
+            JOBS[job](np.float64)
+    assert clock.compile_seconds < 0.05
