@@ -61,6 +61,18 @@ class _AutoState(State):
     fresh: np.ndarray = None
     far: np.ndarray = None
 
+    @property
+    def memory(self):
+        """What ``lbfgs_try`` and ``lbfgs_judge`` call the memory."""
+        inner = self.s_y, self.y_y, self.products, self.coefficients, self.gamma
+        return self.pairs, *inner, self.newest, self.held
+
+    @property
+    def search(self):
+        """What they call the search."""
+        numbers = self.slope, self.stretch, self.step_size, self.base
+        return *numbers, self.trials, self.restarts, self.fresh, self.failed
+
 
 @dataclass(frozen=True)
 class Auto(Rule):
@@ -223,64 +235,15 @@ class Auto(Rule):
         if state.pairs is None:
             rows, size = state.products.shape[1], state.x.shape[1]
             state.pairs = problem.kernels.aligned_empty((len(state.x), rows, size), state.x.dtype)
-        problem.kernels.lbfgs_try(
-            state.trial,
-            state.direction,
-            state.pairs,
-            state.s_y,
-            state.y_y,
-            state.products,
-            state.coefficients,
-            state.gamma,
-            state.newest,
-            state.held,
-            state.slope,
-            state.stretch,
-            state.step_size,
-            state.base,
-            state.trials,
-            state.fresh,
-            state.failed,
-            state.x,
-            state.grad,
-            state.accelerated,
-        )
+        points = state.trial, state.direction, state.x, state.grad
+        problem.kernels.lbfgs_try(state.memory, state.search, points, state.accelerated)
 
     def _judge(self, problem, state, accepted, objective):
         """Accept or refuse the trials of the accelerated slices, and remember their pairs."""
-        problem.kernels.lbfgs_judge(
-            accepted,
-            state.pairs,
-            state.s_y,
-            state.y_y,
-            state.products,
-            state.coefficients,
-            state.gamma,
-            state.newest,
-            state.held,
-            state.slope,
-            state.stretch,
-            state.step_size,
-            state.base,
-            state.trials,
-            state.restarts,
-            state.fresh,
-            state.failed,
-            state.trial,
-            state.x,
-            state.trial_grad,
-            state.grad,
-            state.objective,
-            objective,
-            state.far,
-            _COSINE,
-            _COSINE_LEAST,
-            state.accelerated,
-            _ARMIJO,
-            _SHRINK,
-            _TRIALS,
-            _RESTARTS,
-        )
+        points, objectives = (state.trial, state.x, state.trial_grad, state.grad), (state.objective, objective)
+        settings = _ARMIJO, _COSINE, _COSINE_LEAST, _SHRINK, _TRIALS, _RESTARTS
+        kept = state.memory, state.search
+        problem.kernels.lbfgs_judge(accepted, *kept, points, objectives, state.far, state.accelerated, settings)
 
 
 def _ratio(a, b):

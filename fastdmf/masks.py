@@ -329,7 +329,7 @@ class FusedChain:
         self._chain = (offsets, dims, layout.cut, places)
         self._entries = (op.indptr, op.indices, *kernels.entry_blocks(op.indptr, op.indices, n1, n2, n1))
         self._data = (y, w, kernels.chain_loss(bound.loss.code, bound.loss.delta), weighted, dense)
-        self._layout, self._work, self._point = layout, np.empty((0, 0), bound.dtype), None
+        self._work, self._point, self._factors = np.empty((0, 0), bound.dtype), None, None
 
     def __call__(self, x, grad, factors, probe=None):
         """Return sum w rho, (B,) float64, and write the gradient of factors / 2 times that.
@@ -340,15 +340,26 @@ class FusedChain:
             self._work = self._kernels.aligned_empty((len(x), self._length), x.dtype)
         losses = np.empty(len(x))
         u, v = (x, x) if probe is None else probe
-        run = self._kernels.chain_runs_parallel if self._parallel else self._kernels.chain_runs
-        run(grad, losses, x, factors, *self._chain, *self._entries, *self._data, u, v, probe is not None, self._work)
-        self._point = x
+        data = (*self._entries, *self._data, u, v, probe is not None, self._work)
+        if self._parallel:
+            self._kernels.chain_runs_parallel(grad, losses, x, factors, *self._chain, *data)
+        else:
+            self._kernels.chain_runs(grad, losses, x, factors, *self._chain, *data, 0, len(x))
+        self._point, self._factors = x, factors
         return losses
 
     def leading_singular(self, v, steps):
-        """Improve ``v`` (B, n2), in place, as ``Problem.leading_singular`` does; return ||W v||."""
+        """Improve ``v`` as ``Problem.leading_singular`` does."""
         norms = np.empty(len(v))
         self._kernels.chain_power(norms, v, self._point, *self._chain, steps, self._work)
+        return norms
+
+    def leading_gradient(self, u, v, steps):
+        """Improve ``u`` and ``v`` as ``Problem.leading_gradient`` does."""
+        norms = np.empty(len(v))
+        (_, dims, _, places), dense = self._chain, self._data[-1]
+        pattern = (dims, places, *self._entries[:4], dense)
+        self._kernels.chain_gradient_power(norms, u, v, self._factors, *pattern, steps, self._work)
         return norms
 
     def halves(self):

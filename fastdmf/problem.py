@@ -132,7 +132,9 @@ class Problem:
 
     def leading_gradient(self, u, v, steps):
         """Improve (u, v) towards the leading singular pair of G at the point evaluated last, in place."""
-        p, qt = self._halves if self._fused is None else self._fused.halves()
+        if self._fused is not None:
+            return self._fused.leading_gradient(u, v, steps)
+        p, qt = self._halves
         if qt is None:
             qt = np.broadcast_to(np.eye(p.shape[2], dtype=p.dtype), (len(p), p.shape[2], p.shape[2]))
         r = self.bound.psi(self.bound.forward(p, qt))

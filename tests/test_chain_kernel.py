@@ -187,6 +187,11 @@ CHAINS = [
 ]
 
 
+def serial(grad, losses, *rest):
+    """Evaluate all runs on the calling thread."""
+    cpu.chain_runs(grad, losses, *rest, 0, len(losses))
+
+
 class Chain:
     """One random batch of small chains with its reference."""
 
@@ -283,7 +288,7 @@ class Chain:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_chain(dims, cut, dense, dtype):
     one = Chain(dims, cut, dtype, runs=1, dense=dense, code=SQUARED, weighted=dense, own=True)
-    one.check(cpu.chain_runs, probing=False)
+    one.check(serial, probing=False)
     many = Chain(dims, cut, dtype, runs=3, dense=dense, code=HUBER, weighted=True, own=False)
     many.check(cpu.chain_runs_parallel, probing=True)
 
@@ -293,14 +298,14 @@ def test_chain(dims, cut, dense, dtype):
 @pytest.mark.parametrize("dense", [False, True])
 def test_chain_of_every_loss(code, weighted, dense):
     problem = Chain((7, 5, 4, 9), 2, np.float64, runs=2, dense=dense, code=code, weighted=weighted, own=True)
-    problem.check(cpu.chain_runs, probing=True)
+    problem.check(serial, probing=True)
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_chain_has_the_same_bits_on_any_number_of_threads(dense):
     problem = Chain((33, 8, 6, 31), 2, np.float32, runs=5, dense=dense, code=SQUARED, weighted=True, own=True)
     before = numba.get_num_threads()
-    results = [problem.evaluate(cpu.chain_runs, True)]
+    results = [problem.evaluate(serial, True)]
     try:
         for count in (1, 2):
             numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
@@ -322,11 +327,11 @@ def test_nan_stays_in_its_run():
 
 
 @pytest.mark.parametrize(("dims", "cut"), [((1, 1, 1), 1), ((7, 16, 9), 1), ((33, 8, 6, 8, 31), 2), ((31, 70, 33), 1)])
-@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize(("runs", "dense"), [(1, False), (3, True)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_power_steps(dims, cut, runs, dtype):
-    problem = Chain(dims, cut, dtype, runs=runs, dense=False, code=SQUARED, weighted=False, own=True)
-    *_, work = problem.evaluate(cpu.chain_runs)
+def test_power_steps(dims, cut, runs, dense, dtype):
+    problem = Chain(dims, cut, dtype, runs=runs, dense=dense, code=SQUARED, weighted=False, own=True)
+    *_, work = problem.evaluate(serial)
     v, norms = problem.v.copy(), np.full(runs, np.nan)
     point = (problem.flat, problem.offsets, problem.dims, cut, problem.places)
     cpu.chain_power(norms, v, *point, 3, work)
@@ -340,8 +345,22 @@ def test_power_steps(dims, cut, runs, dtype):
             expected /= np.linalg.norm(expected)
         close(v[b], expected, 10 * sum(dims), "chain", dtype)
         close(norms[b], np.linalg.norm(w @ expected), sum(dims), "chain", dtype)
+    u, v, norms = problem.u.copy(), problem.v.copy(), np.full(runs, np.nan)
+    pattern = (problem.dims, problem.places, *problem.pattern[:4])
+    cpu.chain_gradient_power(norms, u, v, problem.scale, *pattern, dense, 2, work)
+    for b in range(runs):
+        data = problem.y[b % len(problem.y)], None
+        *_, g = naive.chain_entry(problem.factors[b], problem.rows, problem.cols, *data, SQUARED, 0)
+        left, right = problem.u[b].astype(float), problem.v[b].astype(float)
+        for _ in range(2):
+            left, right = g @ right, g.T @ left
+            norm = np.linalg.norm(left)
+            left, right = left / norm, right / np.linalg.norm(right)
+        close(u[b], left, 10 * sum(dims), "chain", dtype)
+        close(v[b], right, 10 * sum(dims), "chain", dtype)
+        close(norms[b], norm, 10 * sum(dims), "chain", dtype)
     problem.flat[:] = 0
-    *_, work = problem.evaluate(cpu.chain_runs)
+    *_, work = problem.evaluate(serial)
     before = v.copy()
     cpu.chain_power(norms, v, *point, 2, work)
     np.testing.assert_array_equal(v, before)  # a zero matrix leaves it

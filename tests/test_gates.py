@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 from conftest import completion, random_mask
 
 import fastdmf
@@ -88,9 +89,12 @@ def test_few_calls_a_step(monkeypatch, backend):
     assert calls(Auto(), fast=True) == {**evaluation, "lbfgs_try": 1, "lbfgs_judge": 1}
 
 
-def test_one_evaluation_a_step(monkeypatch):
-    """auto: as many passes over the data as evaluations, and the start's power iterations."""
-    _, op, y = completion(0, n=60, rank=2, count=900)
+@pytest.mark.parametrize(("shape", "count", "extra"), [((60, 60), 900, (0, 0)), ((60, 600), 6000, (5, 1))])
+def test_one_evaluation_a_step(shape, count, extra, monkeypatch):
+    """auto: as many passes over the data as evaluations, and the start's power iterations, which small chains keep."""
+    rng = np.random.default_rng(0)
+    op = random_mask(*shape, count, rng)
+    y = op.apply(rng.standard_normal((shape[0], 2)) @ rng.standard_normal((2, shape[1])))
     counts = {"evaluate": 0, "pull": 0, "forward": 0}
 
     def counted(owner, name, key):
@@ -106,9 +110,9 @@ def test_one_evaluation_a_step(monkeypatch):
     bound = op.bind(fastdmf.backend.get_backend(), y[None]).__class__
     counted(bound, "pull", "pull")
     counted(bound, "forward", "forward")
-    solution = fastdmf.solve(op, y, random_state=0)
+    solution = fastdmf.solve(op, y, width=20, random_state=0, max_iter=100, on_failure="ignore")
     assert solution.n_eval == counts["evaluate"] == solution.n_iter + 1
-    assert counts["pull"] == 5 and counts["forward"] == 1
+    assert (counts["pull"], counts["forward"]) == extra
 
 
 def test_few_compiled_versions():

@@ -101,20 +101,23 @@ class Search:
         grad[:] = self.c * (x + x**3 / 10)
         return (self.c * (x**2 / 2 + x**4 / 40)).sum(axis=1)
 
+    @property
+    def kept(self):
+        """Return memory and search."""
+        inner = self.s_y, self.y_y, self.products, self.coefficients, self.gamma
+        numbers = self.slope, self.stretch, self.step_size, self.base
+        flags = self.trials, self.restarts, self.fresh, self.failed
+        return (self.pairs, *inner, self.newest, self.held), (*numbers, *flags)
+
     def propose(self):
-        memory = (self.pairs, self.s_y, self.y_y, self.products, self.coefficients, self.gamma, self.newest, self.held)
-        search = (self.slope, self.stretch, self.step_size, self.base, self.trials, self.fresh, self.failed)
-        cpu.lbfgs_try(self.trial, self.direction, *memory, *search, self.x, self.grad, self.searching)
+        cpu.lbfgs_try(*self.kept, (self.trial, self.direction, self.x, self.grad), self.searching)
 
     def judge(self, objective, cosine=1e-8):
         """Return which trials were accepted, and move there."""
         accepted = np.zeros(self.runs, bool)
-        memory = (self.pairs, self.s_y, self.y_y, self.products, self.coefficients, self.gamma, self.newest, self.held)
-        search = (self.slope, self.stretch, self.step_size, self.base, self.trials, self.restarts)
-        flags = (self.fresh, self.failed)
-        vectors = (self.trial, self.x, self.trial_grad, self.grad)
-        numbers = (self.objective, objective, self.far, np.inf, cosine, self.searching, 1e-4, 0.4, 3, 2)
-        cpu.lbfgs_judge(accepted, *memory, *search, *flags, *vectors, *numbers)
+        points, objectives = (self.trial, self.x, self.trial_grad, self.grad), (self.objective, objective)
+        settings = 1e-4, np.inf, cosine, 0.4, 3, 2
+        cpu.lbfgs_judge(accepted, *self.kept, points, objectives, self.far, self.searching, settings)
         for b in np.flatnonzero(accepted):
             s, y = (self.trial[b] - self.x[b]), (self.trial_grad[b] - self.grad[b])
             s, y = s.astype(float), y.astype(float)

@@ -1,6 +1,7 @@
 """Kernels for the CPU in numba, one family a file."""
 
 from fastdmf.kernels.cpu.chain import *  # noqa: F403
+from fastdmf.kernels.cpu.chain_power import *  # noqa: F403
 from fastdmf.kernels.cpu.dense import *  # noqa: F403
 from fastdmf.kernels.cpu.entry import *  # noqa: F403
 from fastdmf.kernels.cpu.entry_index import *  # noqa: F403

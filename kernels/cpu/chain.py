@@ -11,40 +11,24 @@ from itertools import pairwise
 import numpy as np
 from numba import njit, prange
 
-from fastdmf.kernels.cpu.dense import dense_cells
+from fastdmf.kernels.cpu.dense import dense_cells, dense_matvec
 from fastdmf.kernels.cpu.entry_index import PAD
 from fastdmf.kernels.cpu.gemm import gemm, gemm_work
 from fastdmf.kernels.cpu.sampled import sampled_gather, sampled_matvec, sampled_reorder, sampled_residuals
-from fastdmf.kernels.cpu.vectors import (
-    VECTOR_BYTES,
-    fma,
-    load,
-    load_first,
-    load_row,
-    loss_numbers,
-    row_width,
-    splat,
-    splat_at,
-    store,
-    store_first,
-    sum1,
-    zero,
-    zero_row,
-)
+from fastdmf.kernels.cpu.vectors import VECTOR_BYTES, load_first, loss_numbers, row_width, store
 
 __all__ = [
     "chain_halves",
     "chain_loss",
     "chain_padded",
     "chain_places",
-    "chain_power",
     "chain_route",
     "chain_runs",
     "chain_runs_parallel",
 ]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"dense": "7392af601ab0", "gemm": "b1cbab42c746", "sampled": "2540be60a739", "vectors": "fda00a159f57"}
+BUILT_ON = {"dense": "7c3f1bb44af0", "gemm": "ac2cb20f21e7", "sampled": "6e0326bf03df", "vectors": "fda00a159f57"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
@@ -141,17 +125,7 @@ def _pad(out, at, width, x, x_at, columns, rows):
 
 
 @njit(**_SETTINGS)
-def _matvec(out, at, g, g_at, row, column, v, m, k, factor):
-    """Overwrite ``out`` (m,), which begins at out[at], with ``factor`` times a matrix of m rows times v (k,)."""
-    for i in range(m):
-        total = 0.0
-        for t in range(k):
-            total += g[g_at + i * row + t * column] * v[t]
-        out[at + i] = factor * total
-
-
-@njit(**_SETTINGS)
-def _halves(flat, offsets, dims, cut, places, work):
+def places_of_halves(flat, offsets, dims, cut, places, work):
     """Return (array, place) of P and of Q^T: factors that have whole vectors serve where they lie."""
     depth, h = dims.shape[0] - 1, dims[cut]
     whole = h % row_width(work, (0,)) == 0
@@ -161,111 +135,6 @@ def _halves(flat, offsets, dims, cut, places, work):
     if whole and cut == 1:
         q, q_at = flat, offsets[0]
     return p, p_at, q, q_at
-
-
-@njit(**_SETTINGS)
-def _run(
-    grad,
-    flat,
-    offsets,
-    dims,
-    cut,
-    places,
-    indptr,
-    indices,
-    colptr,
-    rows,
-    order,
-    y,
-    w,
-    loss,
-    weighted,
-    dense,
-    factor,
-    u,
-    v,
-    probing,
-    work,
-):
-    """Evaluate one run: write its gradient and return its loss."""
-    depth = dims.shape[0] - 1
-    n1, n2, h = dims[depth], dims[0], dims[cut]
-    first, last = offsets[0], offsets[depth - 1]
-    gp_at, gq_at, r_at, c_at, pack = (
-        places[depth + 1],
-        places[depth + 2],
-        places[depth + 3],
-        places[depth + 4],
-        places[depth + 5],
-    )
-    lanes = row_width(work, (0,))
-    padded = (h + lanes - 1) // lanes * lanes
-    # Numba would compile every callee once more for each pattern of literal arguments.
-    none, one = np.int64(0), np.int64(1)
-    p, p_at, q, q_at = _halves(flat, offsets, dims, cut, places, work)
-    # Q^T: R_j = R_{j-1} W_j^T from R_1 = W_1^T. P: L_j = L_{j+1} W_j from L_N = W_N.
-    if cut == 1 and padded > h:
-        _pad(work, q_at, padded, flat, first, h, n2)
-    x, x_at = flat, first
-    for j in range(2, cut + 1):
-        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-        ld = padded if j == cut else d
-        gemm(work, places[j], ld, x, x_at, e, one, flat, f, one, e, n2, d, e, work, pack)
-        x, x_at = work, places[j]
-    if cut == depth - 1 and padded > h:
-        _pad(work, p_at, padded, flat, last, h, n1)
-    x, x_at = flat, last
-    for j in range(depth - 1, cut, -1):
-        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-        ld = padded if j == cut + 1 else e
-        gemm(work, places[j], ld, x, x_at, d, one, flat, f, e, one, n1, e, d, work, pack)
-        x, x_at = work, places[j]
-    # G Q^T and G^T P; they are gradients themselves where no factor lies behind.
-    gp, gq = work, work
-    if cut == depth - 1:
-        gp, gp_at = grad, last
-    if cut == 1:
-        gq, gq_at = grad, first
-    if dense:
-        gemm(work, r_at, n2, p, p_at, padded, one, q, q_at, one, padded, n1, n2, h, work, pack)
-        total = dense_cells(work, r_at, y, w, loss, none, n1 * n2, weighted, factor)
-        gemm(gp, gp_at, h, work, r_at, n2, one, q, q_at, padded, one, n1, h, n2, work, pack)
-        gemm(gq, gq_at, h, work, r_at, one, n2, p, p_at, padded, one, n2, h, n1, work, pack)
-        if probing:
-            _matvec(work, pack, work, r_at, n2, one, v, n1, n2, 1 / factor)
-            _matvec(v, none, work, r_at, one, n2, u, n2, n1, 1 / factor)
-    else:
-        total = sampled_residuals(
-            work, r_at, p, p_at, q, q_at, padded, n1, indptr, indices, y, w, loss, weighted, factor
-        )
-        sampled_gather(gp, gp_at, h, work, r_at, q, q_at, padded, n1, indptr, indices)
-        sampled_reorder(work, c_at, work, r_at, order)
-        sampled_gather(gq, gq_at, h, work, c_at, p, p_at, padded, n2, colptr, rows)
-        if probing:
-            sampled_matvec(work, pack, work, r_at, v, n1, indptr, indices, 1 / factor)
-            sampled_matvec(v, none, work, c_at, u, n2, colptr, rows, 1 / factor)
-    if probing:
-        for i in range(n1):
-            u[i] = work[pack + i]
-    # Back through the left side, W_{cut+1} first: dW_j = L_{j+1}^T g, then g = g W_j^T in the place of L_{j+1}.
-    for j in range(cut + 1, depth):
-        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-        x, x_at, into, to = work, places[j + 1], work, places[j + 1]
-        if j == depth - 1:
-            x, x_at, into, to = flat, last, grad, last
-        gemm(grad, f, e, x, x_at, one, d, gp, gp_at, e, one, d, e, n1, work, pack)
-        gemm(into, to, d, gp, gp_at, e, one, flat, f, one, e, n1, d, e, work, pack)
-        gp, gp_at = into, to
-    # And through the right side, W_cut first: dW_j = g^T R_{j-1}, then g = g W_j in the place of R_{j-1}.
-    for j in range(cut, 1, -1):
-        d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-        x, x_at, into, to = work, places[j - 1], work, places[j - 1]
-        if j == 2:
-            x, x_at, into, to = flat, first, grad, first
-        gemm(grad, f, e, gq, gq_at, one, d, x, x_at, e, one, d, e, n2, work, pack)
-        gemm(into, to, e, gq, gq_at, d, one, flat, f, e, one, n2, e, d, work, pack)
-        gq, gq_at = into, to
-    return total
 
 
 @njit(**_SETTINGS)
@@ -292,8 +161,10 @@ def chain_runs(
     v,
     probing,
     work,
+    begin,
+    end,
 ):
-    """Evaluate loss and gradient of small chains, one run after the other.
+    """Evaluate loss and gradient of the small chains begin..end of a batch, one after the other.
 
     Parameters
     ----------
@@ -317,32 +188,85 @@ def chain_runs(
     u, v : (B, n1) and (B, n2)
         If ``probing``, replaced by G v and G^T u, where G is the gradient of sum w rho / 2; else not read.
     work : (B, length from ``chain_places``)
-        Scratch, overwritten; P and Q^T stay where ``places`` says.
+        Scratch, overwritten; P, Q^T and the residuals stay where ``places`` says.
+    begin, end : int
+        The runs to evaluate.
     """
-    for b in range(flat.shape[0]):
-        losses[b] = _run(
-            grad[b],
-            flat[b],
-            offsets,
-            dims,
-            cut,
-            places,
-            indptr,
-            indices,
-            colptr,
-            rows,
-            order,
-            y[b % y.shape[0]],
-            w[b % w.shape[0]],
-            loss,
-            weighted,
-            dense,
-            factors[b],
-            u[b],
-            v[b],
-            probing,
-            work[b],
-        )
+    depth = dims.shape[0] - 1
+    n1, n2, h = dims[depth], dims[0], dims[cut]
+    first, last = offsets[0], offsets[depth - 1]
+    r_at, c_at, pack = places[depth + 3], places[depth + 4], places[depth + 5]
+    lanes = row_width(work, (0,))
+    padded = (h + lanes - 1) // lanes * lanes
+    # Numba would compile every callee once more for each pattern of literal arguments.
+    none, one = np.int64(0), np.int64(1)
+    for b in range(begin, end):
+        g0, x0, scratch, factor = grad[b], flat[b], work[b], factors[b]
+        yb, wb = y[b % y.shape[0]], w[b % w.shape[0]]
+        p, p_at, q, q_at = places_of_halves(x0, offsets, dims, cut, places, scratch)
+        # Q^T: R_j = R_{j-1} W_j^T from R_1 = W_1^T. P: L_j = L_{j+1} W_j from L_N = W_N.
+        if cut == 1 and padded > h:
+            _pad(scratch, q_at, padded, x0, first, h, n2)
+        x, x_at = x0, first
+        for j in range(2, cut + 1):
+            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+            ld = padded if j == cut else d
+            gemm(scratch, places[j], ld, x, x_at, e, one, x0, f, one, e, n2, d, e, scratch, pack)
+            x, x_at = scratch, places[j]
+        if cut == depth - 1 and padded > h:
+            _pad(scratch, p_at, padded, x0, last, h, n1)
+        x, x_at = x0, last
+        for j in range(depth - 1, cut, -1):
+            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+            ld = padded if j == cut + 1 else e
+            gemm(scratch, places[j], ld, x, x_at, d, one, x0, f, e, one, n1, e, d, scratch, pack)
+            x, x_at = scratch, places[j]
+        # G Q^T and G^T P; they are gradients themselves where no factor lies behind.
+        gp, gp_at, gq, gq_at = scratch, places[depth + 1], scratch, places[depth + 2]
+        if cut == depth - 1:
+            gp, gp_at = g0, last
+        if cut == 1:
+            gq, gq_at = g0, first
+        if dense:
+            gemm(scratch, r_at, n2, p, p_at, padded, one, q, q_at, one, padded, n1, n2, h, scratch, pack)
+            total = dense_cells(scratch, r_at, yb, wb, loss, none, n1 * n2, weighted, factor)
+            gemm(gp, gp_at, h, scratch, r_at, n2, one, q, q_at, padded, one, n1, h, n2, scratch, pack)
+            gemm(gq, gq_at, h, scratch, r_at, one, n2, p, p_at, padded, one, n2, h, n1, scratch, pack)
+            if probing:
+                dense_matvec(scratch, pack, scratch, r_at, n2, one, v[b], n1, n2, 1 / factor)
+                dense_matvec(v[b], none, scratch, r_at, one, n2, u[b], n2, n1, 1 / factor)
+        else:
+            total = sampled_residuals(
+                scratch, r_at, p, p_at, q, q_at, padded, n1, indptr, indices, yb, wb, loss, weighted, factor
+            )
+            sampled_gather(gp, gp_at, h, scratch, r_at, q, q_at, padded, n1, indptr, indices)
+            sampled_reorder(scratch, c_at, scratch, r_at, order)
+            sampled_gather(gq, gq_at, h, scratch, c_at, p, p_at, padded, n2, colptr, rows)
+            if probing:
+                sampled_matvec(scratch, pack, scratch, r_at, v[b], n1, indptr, indices, 1 / factor)
+                sampled_matvec(v[b], none, scratch, c_at, u[b], n2, colptr, rows, 1 / factor)
+        if probing:
+            for i in range(n1):
+                u[b, i] = scratch[pack + i]
+        # Back through the left side, W_{cut+1} first: dW_j = L_{j+1}^T g, then g = g W_j^T in the place of L_{j+1}.
+        for j in range(cut + 1, depth):
+            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+            x, x_at, into, to = scratch, places[j + 1], scratch, places[j + 1]
+            if j == depth - 1:
+                x, x_at, into, to = x0, last, g0, last
+            gemm(g0, f, e, x, x_at, one, d, gp, gp_at, e, one, d, e, n1, scratch, pack)
+            gemm(into, to, d, gp, gp_at, e, one, x0, f, one, e, n1, d, e, scratch, pack)
+            gp, gp_at = into, to
+        # And through the right side, W_cut first: dW_j = g^T R_{j-1}, then g = g W_j in the place of R_{j-1}.
+        for j in range(cut, 1, -1):
+            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
+            x, x_at, into, to = scratch, places[j - 1], scratch, places[j - 1]
+            if j == 2:
+                x, x_at, into, to = x0, first, g0, first
+            gemm(g0, f, e, gq, gq_at, one, d, x, x_at, e, one, d, e, n2, scratch, pack)
+            gemm(into, to, e, gq, gq_at, d, one, x0, f, e, one, n2, e, d, scratch, pack)
+            gq, gq_at = into, to
+        losses[b] = total
 
 
 @njit(parallel=True, **_SETTINGS)
@@ -370,11 +294,13 @@ def chain_runs_parallel(
     probing,
     work,
 ):
-    """Evaluate as ``chain_runs`` does, runs in parallel."""
+    """Evaluate all runs as ``chain_runs`` does, in parallel."""
     for b in prange(flat.shape[0]):
-        losses[b] = _run(
-            grad[b],
-            flat[b],
+        chain_runs(
+            grad,
+            losses,
+            flat,
+            factors,
             offsets,
             dims,
             cut,
@@ -384,85 +310,15 @@ def chain_runs_parallel(
             colptr,
             rows,
             order,
-            y[b % y.shape[0]],
-            w[b % w.shape[0]],
+            y,
+            w,
             loss,
             weighted,
             dense,
-            factors[b],
-            u[b],
-            v[b],
+            u,
+            v,
             probing,
-            work[b],
+            work,
+            b,
+            b + 1,
         )
-
-
-@njit(**_SETTINGS)
-def _rows_times(out, at, x, x_at, h, rows, t, t_at):
-    """Overwrite ``out`` (rows,), from out[at] on, with the inner products of the rows (h,) of a matrix with t."""
-    lanes = row_width(x, (0,))
-    for i in range(rows):
-        total = zero(x)
-        for c in range(0, h, lanes):
-            total = fma(load(x, x_at + i * h + c), load(t, t_at + c), total)
-        store_first(out, at + i, splat(x, sum1(total)), 1)
-
-
-@njit(**_SETTINGS)
-def _sum_of_rows(out, at, x, x_at, h, rows, v, v_at):
-    """Overwrite ``out`` (h,), from out[at] on, with the sum of v_i times row i (h,) of a matrix."""
-    like = (0, 0, 0, 0)
-    step, lanes = row_width(x, like), row_width(x, (0,))
-    whole = h // step * step
-    for c in range(0, whole, step):
-        total = zero_row(x, like)
-        for i in range(rows):
-            total = fma(splat_at(v, v_at + i), load_row(x, x_at + i * h + c, like), total)
-        store(out, at + c, total)
-    for c in range(whole, h, lanes):
-        rest = zero(x)
-        for i in range(rows):
-            rest = fma(splat_at(v, v_at + i), load(x, x_at + i * h + c), rest)
-        store(out, at + c, rest)
-
-
-@njit(**_SETTINGS)
-def _power(v, flat, offsets, dims, cut, places, steps, work):
-    """Do one run's power steps; return its norm."""
-    depth = dims.shape[0] - 1
-    n1, n2, h, pack = dims[depth], dims[0], dims[cut], places[depth + 5]
-    p, p_at, q, q_at = _halves(flat, offsets, dims, cut, places, work)
-    none, lanes = np.int64(0), row_width(work, (0,))
-    padded = (h + lanes - 1) // lanes * lanes
-    t, u = pack, pack + padded
-    for step in range(steps + 1):
-        _sum_of_rows(work, t, q, q_at, padded, n2, v, none)
-        _rows_times(work, u, p, p_at, padded, n1, work, t)
-        if step == steps:
-            break
-        _sum_of_rows(work, t, p, p_at, padded, n1, work, u)
-        _rows_times(work, u, q, q_at, padded, n2, work, t)
-        total = 0.0
-        for j in range(n2):
-            total += np.float64(work[u + j]) * np.float64(work[u + j])
-        if total > 0:
-            for j in range(n2):
-                v[j] = work[u + j] / np.sqrt(total)
-    total = 0.0
-    for i in range(n1):
-        total += np.float64(work[u + i]) * np.float64(work[u + i])
-    return np.sqrt(total)
-
-
-@njit(parallel=True, **_SETTINGS)
-def chain_power(norms, v, flat, offsets, dims, cut, places, steps, work):
-    """Improve ``v`` (B, n2) by power steps on W^T W, in place, at the point that was evaluated last.
-
-    ``norms`` (B,) float64 is overwritten with ||W v||; the other arguments are those of the evaluation, whose P and
-    Q^T are read in ``work``. Four products of a thin matrix and a vector a step, a zero one leaves v as it is.
-    """
-    if flat.shape[0] == 1:
-        norms[0] = _power(v[0], flat[0], offsets, dims, cut, places, steps, work[0])
-    else:
-        for b in prange(flat.shape[0]):
-            norms[b] = _power(v[b], flat[b], offsets, dims, cut, places, steps, work[b])

@@ -13,6 +13,7 @@ up to 25 % from k = 128 on, where its columns share few places of the cache. The
 meant to have a few hundred rows.
 """
 
+import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
@@ -157,23 +158,22 @@ def gemm(c, c_at, ldc, a, a_at, a_row, a_column, b, b_at, b_row, b_column, m, n,
     _pack_panels(work, work_at, b, b_at, b_row, b_column, k, n)
     pairs = padded // (2 * lanes) * (2 * lanes)
     strip, wide = work_at + padded * k, (_ROWS + lanes - 1) // lanes * lanes
+    none, one = np.int64(0), np.int64(1)  # of one type with what is not literal: one compiled version
     for i in range(0, m, _ROWS):
         left, to = m - i, c_at + i * ldc
         if a_column == 1:
             # Rows behind the last one repeat it; their sums are not stored.
-            last, x = left - 1, a_at + i * a_row
-            rows = (
-                x,
-                x + min(1, last) * a_row,
-                x + min(2, last) * a_row,
-                x + min(3, last) * a_row,
-                x + min(4, last) * a_row,
-                x + min(5, last) * a_row,
-            )
-            _strip((0, 0), c, to, ldc, room, a, rows, 1, work, work_at, 0, pairs, left, k)
-            _strip((0,), c, to, ldc, room, a, rows, 1, work, work_at, pairs, padded, left, k)
+            source, x, apart, step, last = a, a_at + i * a_row, a_row, one, left - 1
         else:
             _pack_strip(work, strip, a, a_at + i, a_column, k, left, wide)
-            rows = (strip, strip + 1, strip + 2, strip + 3, strip + 4, strip + 5)
-            _strip((0, 0), c, to, ldc, room, work, rows, wide, work, work_at, 0, pairs, left, k)
-            _strip((0,), c, to, ldc, room, work, rows, wide, work, work_at, pairs, padded, left, k)
+            source, x, apart, step, last = work, strip, one, wide, np.int64(_ROWS)
+        rows = (
+            x,
+            x + min(1, last) * apart,
+            x + min(2, last) * apart,
+            x + min(3, last) * apart,
+            x + min(4, last) * apart,
+            x + min(5, last) * apart,
+        )
+        _strip((0, 0), c, to, ldc, room, source, rows, step, work, work_at, none, pairs, left, k)
+        _strip((0,), c, to, ldc, room, source, rows, step, work, work_at, pairs, padded, left, k)

@@ -17,7 +17,6 @@ in ranges of ``_RANGE`` numbers and added in order in float64: no bit depends on
 import numpy as np
 from numba import njit, prange
 
-from fastdmf.kernels.cpu.slices import slices_move
 from fastdmf.kernels.cpu.vectors import (
     add,
     fma,
@@ -37,7 +36,7 @@ from fastdmf.kernels.cpu.vectors import (
 __all__ = ["lbfgs_coefficients", "lbfgs_judge", "lbfgs_try"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"slices": "036add39065b", "vectors": "fda00a159f57"}
+BUILT_ON = {"vectors": "fda00a159f57"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
@@ -182,33 +181,85 @@ def _update(sums, s_y, y_y, products, coefficients, gamma, newest, held, cosine,
     return place, min(held + 1, places - 1)
 
 
-@njit(parallel=True, **_SETTINGS)
-def _remember(
-    pairs, s_y, y_y, products, coefficients, gamma, newest, held, trial, x, trial_grad, grad, moved, cosine, stretch
-):
-    """Take the pairs of the slices that are about to move from x to trial into the memory."""
-    runs, places = s_y.shape[:2]
-    ranges = -(-x.shape[1] // _RANGE)
-    # The last group of four rows may write two sums more.
-    partial = np.empty((runs, ranges, 2 * places + 7))
-    if pairs.size < _SERIAL:
-        for item in range(runs * ranges):
-            _remember_range(partial, item, pairs, newest, held, trial, x, trial_grad, grad, moved)
-    else:
-        for item in prange(runs * ranges):
-            _remember_range(partial, item, pairs, newest, held, trial, x, trial_grad, grad, moved)
-    for b in range(runs):
-        if moved[b]:
-            sums = partial[b, 0]
-            for k in range(1, ranges):
-                for e in range(5 + 2 * held[b]):
-                    sums[e] += partial[b, k, e]
-            inner = s_y[b], y_y[b], products[b], coefficients[b]
-            newest[b], held[b] = _update(sums, *inner, gamma[b], newest[b], held[b], cosine[b], stretch[b])
+@njit(**_SETTINGS)
+def _sums(pairs):
+    """Return room for the sums of every range: of the pair, of the rows, and two more that groups of four may write."""
+    return np.empty((pairs.shape[0], -(-pairs.shape[2] // _RANGE), pairs.shape[1] + 7))
 
 
 @njit(**_SETTINGS)
-def lbfgs_judge(
+def _remember(partial, pairs, newest, held, trial, x, trial_grad, grad, moved):
+    """Write the pairs of the slices that are about to move from x to trial, and their sums."""
+    for item in range(partial.shape[0] * partial.shape[1]):
+        _remember_range(partial, item, pairs, newest, held, trial, x, trial_grad, grad, moved)
+
+
+@njit(parallel=True, **_SETTINGS)
+def _remember_parallel(partial, pairs, newest, held, trial, x, trial_grad, grad, moved):
+    for item in prange(partial.shape[0] * partial.shape[1]):
+        _remember_range(partial, item, pairs, newest, held, trial, x, trial_grad, grad, moved)
+
+
+@njit(**_SETTINGS)
+def _accept(accepted, moved, searching, objective, trial_objective, stretch, slope, armijo):
+    """Decide for the slices that are searching; ``moved`` are the accepted ones of those."""
+    for b in range(len(searching)):
+        if searching[b]:
+            accepted[b] = trial_objective[b] <= objective[b] + armijo * stretch[b] * slope[b]
+        moved[b] = searching[b] and accepted[b]
+
+
+@njit(**_SETTINGS)
+def _settle(
+    partial,
+    s_y,
+    y_y,
+    products,
+    coefficients,
+    gamma,
+    newest,
+    held,
+    stretch,
+    step_size,
+    base,
+    trials,
+    restarts,
+    fresh,
+    failed,
+    objective,
+    far,
+    cosine_far,
+    cosine_near,
+    searching,
+    moved,
+    shrink,
+    most_trials,
+    most_restarts,
+):
+    """Bring the memory of the slices that move up to date, and shorten the steps of those that do not."""
+    for b in range(len(searching)):
+        if moved[b]:
+            sums = partial[b, 0]
+            for k in range(1, partial.shape[1]):
+                for e in range(5 + 2 * held[b]):
+                    sums[e] += partial[b, k, e]
+            inner = s_y[b], y_y[b], products[b], coefficients[b]
+            cosine = cosine_far if objective[b] > far[b] else cosine_near
+            newest[b], held[b] = _update(sums, *inner, gamma[b], newest[b], held[b], cosine, stretch[b])
+            fresh[b], restarts[b] = True, 0
+        elif searching[b]:
+            trials[b] += 1
+            stretch[b] *= shrink
+            step_size[b] = stretch[b]
+            if trials[b] >= most_trials:
+                held[b], fresh[b] = 0, True
+                base[b] *= 0.5
+                restarts[b] += 1
+                failed[b] |= restarts[b] >= most_restarts
+
+
+@njit(**_SETTINGS)
+def _judge(
     accepted,
     pairs,
     s_y,
@@ -233,62 +284,85 @@ def lbfgs_judge(
     objective,
     trial_objective,
     far,
-    cosine_far,
-    cosine_near,
     searching,
     armijo,
+    cosine_far,
+    cosine_near,
     shrink,
     most_trials,
     most_restarts,
 ):
+    """Judge in one call, on the calling thread."""
+    moved, partial = np.empty(len(searching), np.bool_), _sums(pairs)
+    _accept(accepted, moved, searching, objective, trial_objective, stretch, slope, armijo)
+    _remember(partial, pairs, newest, held, trial, x, trial_grad, grad, moved)
+    _settle(
+        partial,
+        s_y,
+        y_y,
+        products,
+        coefficients,
+        gamma,
+        newest,
+        held,
+        stretch,
+        step_size,
+        base,
+        trials,
+        restarts,
+        fresh,
+        failed,
+        objective,
+        far,
+        cosine_far,
+        cosine_near,
+        searching,
+        moved,
+        shrink,
+        most_trials,
+        most_restarts,
+    )
+
+
+def lbfgs_judge(accepted, memory, search, points, objectives, far, searching, settings):
     """Accept or refuse the trials of the slices that are ``searching``, and prepare their next ones.
 
     An accepted one gives its pair s = trial - x, y = trial_grad - grad to the memory, if the cosine of the angle
-    between them is above ``cosine_far`` where the objective is above ``far``, above ``cosine_near`` elsewhere. A
-    refused one shrinks its step; after ``most_trials`` the memory is cleared and ``base`` halved, and after
-    ``most_restarts`` such the slice has failed.
+    between them is large enough. A refused one shrinks its step; after some trials the memory is cleared and ``base``
+    halved, and after some such restarts the slice has failed.
 
     Parameters
     ----------
     accepted : (B,) bool
         Overwritten where searching.
-    pairs : (B, 2 K, D)
-    s_y, y_y : (B, K, K) float64
-    products, coefficients : (B, 2 K) float64
-        [S Y]^T grad before, of trial_grad after a move; coefficients of the direction.
-    gamma, newest, held
-        (B,): float64, int64, int64. The memory.
-    slope, stretch, step_size, base : (B,) float64
-        grad . direction; trial = x + stretch direction; what is recorded; the step without a memory.
-    trials, restarts : (B,) int64
-    fresh, failed : (B,) bool
-        ``fresh`` asks for a new direction.
-    trial, x, trial_grad, grad : (B, D)
-        Not changed.
-    objective, trial_objective, far : (B,) float64
-    searching : (B,) bool
-    cosine_far, cosine_near, armijo, shrink, most_trials, most_restarts : scalars
+    memory : tuple of arrays
+        pairs (B, 2 K, D); s_y and y_y (B, K, K), s_i . y_j and y_i . y_j by place; products (B, 2 K), [S Y]^T of the
+        gradient, of the new one after a move; coefficients (B, 2 K) and gamma (B,) of the direction; newest and held
+        (B,) int64, the place of the newest pair and how many there are. All but the two integers and the pairs are
+        float64. Overwritten for the slices that move.
+    search : tuple of arrays of shape (B,)
+        slope = grad . direction, stretch with trial = x + stretch direction, step_size (what is recorded), base (the
+        step without a memory), float64; trials and restarts, int64; fresh (asks for a new direction) and failed, bool.
+        Overwritten where searching.
+    points : tuple of arrays of shape (B, D)
+        trial, x, trial_grad, grad.
+    objectives : pair of arrays of shape (B,)
+        At x and at the trial.
+    far, searching : (B,) float64, (B,) bool
+    settings : tuple
+        The constant of Armijo's test, the least cosine where the objective is above ``far`` and elsewhere, the factor
+        of refused steps, the trials to a restart, the restarts to a failure.
     """
-    moved = searching.copy()
-    cosine = np.where(objective > far, cosine_far, cosine_near)
-    for b in range(len(searching)):
-        if searching[b]:
-            accepted[b] = trial_objective[b] <= objective[b] + armijo * stretch[b] * slope[b]
-            moved[b] = accepted[b]
-    memory = (pairs, s_y, y_y, products, coefficients, gamma, newest, held)
-    _remember(*memory, trial, x, trial_grad, grad, moved, cosine, stretch)
-    for b in range(len(searching)):
-        if moved[b]:
-            fresh[b], restarts[b] = True, 0
-        elif searching[b]:
-            trials[b] += 1
-            stretch[b] *= shrink
-            step_size[b] = stretch[b]
-            if trials[b] >= most_trials:
-                held[b], fresh[b] = 0, True
-                base[b] *= 0.5
-                restarts[b] += 1
-                failed[b] |= restarts[b] >= most_restarts
+    pairs, *inner = memory
+    slope, *rest = search
+    if pairs.size < _SERIAL:
+        _judge(accepted, *memory, *search, *points, *objectives, far, searching, *settings)
+        return
+    armijo, cosine_far, cosine_near, *limits = settings
+    moved, partial = np.empty(len(searching), np.bool_), _sums(pairs)
+    _accept(accepted, moved, searching, *objectives, search[1], slope, armijo)
+    _remember_parallel(partial, pairs, *inner[5:], *points, moved)
+    _settle(partial, *inner, *rest, objectives[0], far, cosine_far, cosine_near, searching, moved, *limits)
 
 
 @njit(**_SETTINGS)
@@ -330,29 +404,65 @@ def _direct_range(partial, item, direction, trial, pairs, coefficients, gamma, n
     partial[b, k] = sum1(slope)
 
 
+@njit(**_SETTINGS)
+def _direct(partial, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed):
+    """Write direction and trial of the slices ``aimed`` from their coefficients, and the parts of their slopes."""
+    for item in range(partial.size):
+        _direct_range(partial, item, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed)
+
+
 @njit(parallel=True, **_SETTINGS)
-def _direct(direction, trial, slope, pairs, coefficients, gamma, newest, held, x, grad, aimed):
-    """Write direction, trial and slope of the slices ``aimed`` from their coefficients."""
-    runs, size = x.shape
-    ranges = -(-size // _RANGE)
-    partial = np.empty((runs, ranges))
-    if pairs.size < _SERIAL:
-        for item in range(runs * ranges):
-            _direct_range(partial, item, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed)
-    else:
-        for item in prange(runs * ranges):
-            _direct_range(partial, item, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed)
-    for b in range(runs):
-        if aimed[b]:
-            slope[b] = 0.0
-            for k in range(ranges):
-                slope[b] += partial[b, k]
+def _direct_parallel(partial, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed):
+    for item in prange(partial.size):
+        _direct_range(partial, item, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed)
 
 
 @njit(**_SETTINGS)
-def lbfgs_try(
-    trial,
-    direction,
+def _aim(s_y, y_y, products, coefficients, gamma, newest, held, base, aimed):
+    """Set the coefficients of the slices ``aimed``."""
+    for b in range(len(aimed)):
+        if aimed[b]:
+            if held[b]:
+                gamma[b] = lbfgs_coefficients(coefficients[b], s_y[b], y_y[b], products[b], newest[b], held[b])
+            else:
+                coefficients[b], gamma[b] = 0, base[b]
+
+
+@njit(**_SETTINGS)
+def _check(partial, slope, held, aimed):
+    """Add up the slopes; clear the memory of what does not descend, and say whether there is such a slice.
+
+    ``aimed`` are those slices afterwards.
+    """
+    again = False
+    for b in range(len(aimed)):
+        if aimed[b]:
+            slope[b] = 0.0
+            for k in range(partial.shape[1]):
+                slope[b] += partial[b, k]
+            aimed[b] = held[b] > 0 and not slope[b] < 0
+            if aimed[b]:
+                held[b], again = 0, True
+    return again
+
+
+@njit(**_SETTINGS)
+def _start(direction, trial, slope, stretch, step_size, trials, fresh, failed, x, searching):
+    """Start the search along new directions; write the trials of those that go on with the old one."""
+    size = x.shape[1]
+    for b in range(len(searching)):
+        if searching[b] and fresh[b]:
+            fresh[b], trials[b] = False, 0
+            stretch[b] = step_size[b] = 1.0
+            failed[b] |= not slope[b] < 0
+        elif searching[b]:
+            t = splat(x, stretch[b])
+            for c in range(b * size, (b + 1) * size, row_width(x, (0,))):
+                store(trial, c, fma(t, load(direction, c), load(x, c)))
+
+
+@njit(**_SETTINGS)
+def _try(
     pairs,
     s_y,
     y_y,
@@ -368,38 +478,45 @@ def lbfgs_try(
     trials,
     fresh,
     failed,
+    trial,
+    direction,
     x,
     grad,
     searching,
 ):
-    """Write the trial of every slice that is ``searching``: a new direction where ``fresh``, else the shorter step.
+    """Try in one call, on the calling thread."""
+    aimed, partial = searching & fresh, np.empty((x.shape[0], -(-x.shape[1] // _RANGE)))
+    again = True
+    while again:
+        _aim(s_y, y_y, products, coefficients, gamma, newest, held, base, aimed)
+        _direct(partial, direction, trial, pairs, coefficients, gamma, newest, held, x, grad, aimed)
+        again = _check(partial, slope, held, aimed)
+    _start(direction, trial, slope, stretch, step_size, trials, fresh, failed, x, searching)
+
+
+def lbfgs_try(memory, search, points, searching):
+    """Write the trial of every slice that is ``searching``: a new direction where it is fresh, else the shorter step.
 
     direction = -H grad, and trial = x + direction. A slice without pairs goes along -base grad; so does one whose
     direction would not descend, and its memory is cleared; one that would not descend even so has failed.
 
-    Arguments as for ``lbfgs_judge``; ``products`` = [S Y]^T grad. What belongs to the memory and the search is
-    overwritten for those slices.
+    Parameters
+    ----------
+    memory, search, searching
+        As for ``lbfgs_judge``; what depends on the direction is overwritten for those slices.
+    points : tuple of arrays of shape (B, D)
+        trial and direction, overwritten for those slices; x and grad.
     """
-    aimed = searching & fresh
-    for b in range(len(aimed)):
-        if aimed[b]:
-            if held[b]:
-                gamma[b] = lbfgs_coefficients(coefficients[b], s_y[b], y_y[b], products[b], newest[b], held[b])
-            else:
-                coefficients[b], gamma[b] = 0, base[b]
-    _direct(direction, trial, slope, pairs, coefficients, gamma, newest, held, x, grad, aimed)
-    again = aimed.copy()
-    for b in range(len(aimed)):
-        again[b] = aimed[b] and held[b] > 0 and not slope[b] < 0
-        if again[b]:
-            held[b], coefficients[b], gamma[b] = 0, 0, base[b]
-    if again.any():
-        _direct(direction, trial, slope, pairs, coefficients, gamma, newest, held, x, grad, again)
-    for b in range(len(aimed)):
-        if aimed[b]:
-            fresh[b], trials[b] = False, 0
-            stretch[b] = step_size[b] = 1.0
-            failed[b] |= not slope[b] < 0
-        elif searching[b]:
-            one = slice(b, b + 1)
-            slices_move(trial[one], x[one], stretch[one], direction[one])
+    pairs, *inner, newest, held = memory
+    slope, stretch, step_size, base, trials, _, fresh, failed = search
+    if pairs.size < _SERIAL:
+        _try(*memory, slope, stretch, step_size, base, trials, fresh, failed, *points, searching)
+        return
+    trial, direction, x, grad = points
+    aimed, partial = searching & fresh, np.empty((x.shape[0], -(-x.shape[1] // _RANGE)))
+    again = True
+    while again:
+        _aim(*inner, newest, held, base, aimed)
+        _direct_parallel(partial, direction, trial, pairs, *inner[3:], newest, held, x, grad, aimed)
+        again = _check(partial, slope, held, aimed)
+    _start(direction, trial, slope, stretch, step_size, trials, fresh, failed, x, searching)

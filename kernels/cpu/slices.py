@@ -36,73 +36,97 @@ _SERIAL = 1 << 18  # numbers in all under which a parallel region costs more tha
 
 
 @njit(**_SETTINGS)
-def _move(out, x, step, direction, begin, end):
-    lanes = row_width(x, (0,))
-    t = splat(x, step)
-    for c in range(begin, end - lanes + 1, lanes):
+def _move(out, x, steps, direction, item, ranges):
+    """Move one range of one slice."""
+    b, begin = item // ranges, item % ranges * _RANGE
+    size, lanes = x.shape[1], row_width(x, (0,))
+    end, at = min(begin + _RANGE, size), b * size
+    t = splat(x, steps[b])
+    for c in range(at + begin, at + end - lanes + 1, lanes):
         store(out, c, fma(t, load(direction, c), load(x, c)))
-    c = end - (end - begin) % lanes
-    if c < end:
-        store_first(out, c, fma(t, load_first(direction, c, end - c), load_first(x, c, end - c)), end - c)
+    left = (end - begin) % lanes
+    if left:
+        c = at + end - left
+        store_first(out, c, fma(t, load_first(direction, c, left), load_first(x, c, left)), left)
 
 
 @njit(**_SETTINGS)
-def _dot(a, b, begin, end):
-    step, lanes = row_width(a, (0,) * 4), row_width(a, (0,))
+def _dot(partial, a, b, item):
+    """Write one range's part of the inner product of one slice."""
+    ranges = partial.shape[1]
+    i, begin = item // ranges, item % ranges * _RANGE
+    size, step, lanes = a.shape[1], row_width(a, (0,) * 4), row_width(a, (0,))
+    end, at = min(begin + _RANGE, size), i * size
     total = zero_row(a, (0,) * 4)
     whole = begin + (end - begin) // step * step
-    for c in range(begin, whole, step):
+    for c in range(at + begin, at + whole, step):
         total = fma(load_row(a, c, (0,) * 4), load_row(b, c, (0,) * 4), total)
     rest = fold(total)
     for c in range(whole, end, lanes):
-        rest = add(rest, mul(load_first(a, c, end - c), load_first(b, c, end - c)))
-    return np.float64(sum1(rest))
+        rest = add(rest, mul(load_first(a, at + c, end - c), load_first(b, at + c, end - c)))
+    partial[i, item % ranges] = sum1(rest)
+
+
+@njit(**_SETTINGS)
+def _sum(out, partial):
+    """Add the parts of every slice in order."""
+    for b in range(partial.shape[0]):
+        out[b] = 0.0
+        for k in range(partial.shape[1]):
+            out[b] += partial[b, k]
+
+
+@njit(**_SETTINGS)
+def _move_serial(out, x, steps, direction):
+    ranges = -(-x.shape[1] // _RANGE)
+    for item in range(x.shape[0] * ranges):
+        _move(out, x, steps, direction, item, ranges)
 
 
 @njit(parallel=True, **_SETTINGS)
+def _move_parallel(out, x, steps, direction):
+    ranges = -(-x.shape[1] // _RANGE)
+    for item in prange(x.shape[0] * ranges):
+        _move(out, x, steps, direction, item, ranges)
+
+
+@njit(**_SETTINGS)
+def _dot_serial(out, a, b):
+    partial = np.empty((a.shape[0], -(-a.shape[1] // _RANGE)))
+    for item in range(partial.size):
+        _dot(partial, a, b, item)
+    _sum(out, partial)
+
+
+@njit(parallel=True, **_SETTINGS)
+def _dot_parallel(out, a, b):
+    partial = np.empty((a.shape[0], -(-a.shape[1] // _RANGE)))
+    for item in prange(partial.size):
+        _dot(partial, a, b, item)
+    _sum(out, partial)
+
+
 def slices_move(out, x, steps, direction):
     """Overwrite ``out`` with x_b + steps_b direction_b; it may be ``x``. All (B, D), ``steps`` (B,) float64.
 
     2 flops and 3 numbers moved an element.
     """
-    runs, size = x.shape
-    if x.size < _SERIAL:
-        for b in range(runs):
-            _move(out[b], x[b], steps[b], direction[b], 0, size)
-    else:
-        ranges = -(-size // _RANGE)
-        for item in prange(runs * ranges):
-            b, k = item // ranges, item % ranges
-            _move(out[b], x[b], steps[b], direction[b], k * _RANGE, min((k + 1) * _RANGE, size))
+    (_move_serial if x.size < _SERIAL else _move_parallel)(out, x, steps, direction)
 
 
-@njit(parallel=True, **_SETTINGS)
 def slices_dot(out, a, b):
     """Overwrite ``out`` (B,) float64 with the inner products of the slices of ``a`` and ``b``, both (B, D)."""
-    runs, size = a.shape
-    ranges = -(-size // _RANGE)
-    if a.size < _SERIAL:
-        for i in range(runs):
-            out[i] = 0.0
-            for k in range(ranges):
-                out[i] += _dot(a[i], b[i], k * _RANGE, min((k + 1) * _RANGE, size))
-    else:
-        partial = np.empty((runs, ranges))
-        for item in prange(runs * ranges):
-            i, k = item // ranges, item % ranges
-            partial[i, k] = _dot(a[i], b[i], k * _RANGE, min((k + 1) * _RANGE, size))
-        for i in range(runs):
-            out[i] = 0.0
-            for k in range(ranges):
-                out[i] += partial[i, k]
+    (_dot_serial if a.size < _SERIAL else _dot_parallel)(out, a, b)
 
 
 @njit(**_SETTINGS)
 def slices_unit(out, norms, a, chosen):
     """Write a_b / ||a_b|| to the slices of ``out`` that are ``chosen`` and whose a_b is not zero; all norms to (B,)."""
-    runs, size = a.shape
-    for b in range(runs):
-        norms[b] = np.sqrt(_dot(a[b], a[b], 0, size))
-        if chosen[b] and norms[b] > 0:
-            for c in range(size):
+    for b in range(a.shape[0]):
+        total = 0.0
+        for c in range(a.shape[1]):
+            total += np.float64(a[b, c]) * np.float64(a[b, c])
+        norms[b] = np.sqrt(total)
+        if chosen[b] and total > 0:
+            for c in range(a.shape[1]):
                 out[b, c] = a[b, c] / norms[b]
