@@ -14,9 +14,12 @@ The map of the package (imports go only downwards in this list)::
     checks       arguments that the solvers share
     descent      solve(...)
     mask_features, alternating   what the variational solver is made of
+    factor_model   a fitted matrix: predictions, rows and columns that come later
+    ids, entries   what people call rows and columns, and how they hold entries
     variational  vbmf(...)
     fitting      what the estimators share
-    imputer, sensing   DMFImputer, DMFSensing: the scikit-learn estimators
+    entry_kfold  EntryKFold: cross-validation over entries
+    imputer, sensing, completer   DMFImputer, DMFSensing, DMFCompleter: the scikit-learn estimators
     demo, warmup, cli    the ``fastdmf`` command
 
 Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
@@ -34,8 +37,10 @@ _HOME = {
     "Status": "engine",
     "solve": "descent",
     "vbmf": "variational",
+    "DMFCompleter": "completer",
     "DMFImputer": "imputer",
     "DMFSensing": "sensing",
+    "EntryKFold": "entry_kfold",
 }
 
 _MODULES = ("backend", "engine", "losses", "operators", "rules")

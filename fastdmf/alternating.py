@@ -21,7 +21,7 @@ import numpy as np
 
 from fastdmf.mask_features import Regression, mask_features
 
-__all__ = ["Settings", "Sweeps", "balancing_rotations"]
+__all__ = ["Settings", "Sweeps", "balanced_factors", "balancing_rotations"]
 
 # The constants below were chosen on MovieLens-100K u1 and MovieLens-1M with the test curve in sight; everything else
 # was then only run.
@@ -59,7 +59,7 @@ class _Side:
         self.x[:] = 0
         self.free = np.ones(width)
         self.mean = None
-        self.regression = None
+        self.regression = self.basis = None
         self.prior = np.ones(width)
         self.second = np.zeros(width)  # sum_i c_i x_ik^2 / nnz
         self.variance = np.zeros(width)  # sum_i c_i V_ik / nnz
@@ -115,7 +115,7 @@ class _Side:
         self.x[:, : len(keep)], self.x[:, len(keep) :] = x[:, keep], 0
         if self.mean is not None:
             self.mean = kept(self.mean)
-            self.regression.variance = self.regression.variance[keep]
+            self.regression.select(keep)
         for name in ("free", "second", "away", "variance", "mean_variance"):
             setattr(self, name, kept(getattr(self, name)))
         self.prior = kept(self.prior, 1.0)
@@ -200,9 +200,9 @@ class Sweeps:
     def use_features(self, count):
         """Let spectral features of the mask set the prior means; ``count`` vectors."""
         features = mask_features(self.kernels, *self.sides, count, self.rng, self.dtype)
-        self.right_features = features[2]
-        for side, f in zip(self.sides, features):
+        for side, f, basis in zip(self.sides, features[:2], features[2:]):
             side.regression = Regression(f, np.ones(self.live))
+            side.basis = basis
             side.mean = np.zeros_like(side.x)
 
     # --- start ---------------------------------------------------------------------------------------------------
@@ -337,3 +337,12 @@ def balancing_rotations(p, q):
     squared, turn = squared[::-1], turn[:, ::-1]
     s = np.sqrt(np.maximum(squared, squared[0] * 1e-12 + 1e-30)) if len(squared) else squared
     return inverse @ turn * np.sqrt(s), root @ turn / np.sqrt(s), s
+
+
+def balanced_factors(p, q, depth):
+    """Return [W_1, ..., W_N] with W_N ... W_1 = p q^T and W_{j+1}^T W_{j+1} = W_j W_j^T, N = ``depth``."""
+    left, right, s = balancing_rotations(p, q)
+    # What the rotation rounds up to 1e-6 of the largest is dead.
+    alive = s > 2e-6 * s[:1]
+    outer, inner = alive * s ** (1 / depth - 0.5), [np.diag(alive * s ** (1 / depth)).astype(p.dtype)] * (depth - 2)
+    return [(q @ (right * outer).astype(p.dtype)).T, *inner, p @ (left * outer).astype(p.dtype)]

@@ -12,11 +12,13 @@ from fastdmf.descent import solve
 from fastdmf.engine import Status
 
 __all__ = [
+    "Progress",
     "check_settings",
     "descend",
     "draw_held_out",
     "effective_rank",
     "explain",
+    "report",
     "set_fitted",
     "start_factors",
     "thin_svd",
@@ -30,16 +32,16 @@ logger.addHandler(logging.NullHandler())
 _LOG_EVERY = 20
 
 
-def check_settings(estimator):
-    """Check the settings that ``solve`` does not see.
+def check_settings(estimator, solvers=("auto", "descent")):
+    """Check the settings that the solvers do not see.
 
     Raises
     ------
     ValueError
         Naming the parameter.
     """
-    if estimator.solver not in ("auto", "descent"):
-        raise ValueError(f"solver must be 'auto' or 'descent', got {estimator.solver!r}")
+    if estimator.solver not in solvers:
+        raise ValueError(f"solver must be {' or '.join(map(repr, solvers))}, got {estimator.solver!r}")
     fraction = estimator.validation_fraction
     number = isinstance(fraction, Real) and not isinstance(fraction, bool)
     if not number or not 0 <= fraction < 1:
@@ -112,11 +114,12 @@ def start_factors(estimator, shape, unit, symmetric=False):
     return [w / unit ** (1 / depth) for w in factors]
 
 
-def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale, seed, symmetric=False):
+def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale, seed, symmetric=False, weights=None):
     """Run ``solve`` with the estimator's settings; an unsuccessful end is left to :func:`set_fitted` to report."""
     return solve(
         operator,
         y,
+        weights=weights,
         depth=depth,
         width=width,
         factors=start,
@@ -124,10 +127,10 @@ def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale
         init_scale=init_scale,
         rule=estimator.rule,
         max_iter=estimator.max_iter,
-        tol=estimator.tol,
+        **({} if estimator.tol is None else {"tol": estimator.tol}),
         validation=held_out,
         patience=estimator.patience,
-        callback=_Progress(type(estimator).__name__, depth) if estimator.verbose else None,
+        callback=Progress(type(estimator).__name__, depth) if estimator.verbose else None,
         device=estimator.device,
         n_threads=estimator.n_threads,
         dtype=y.dtype,
@@ -136,8 +139,8 @@ def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale
     )
 
 
-class _Progress:
-    """A callback of ``solve`` that logs every twentieth record."""
+class Progress:
+    """A callback of the solvers that logs every twentieth record."""
 
     def __init__(self, name, depth):
         self.name, self.depth, self.count = name, depth, 0
@@ -171,18 +174,23 @@ def set_fitted(estimator, solution, unit):
     solution.factors = [w * w.dtype.type(unit ** (1 / depth)) for w in solution.factors]
     estimator.factors_ = solution.factors
     estimator.depth_ = depth
+    estimator.solver_ = "descent"
+    report(estimator, solution, stacklevel=4)
+
+
+def report(estimator, solution, stacklevel=3):
+    """Set what every estimator tells of its fit, and warn if the solver did not end well."""
     estimator.n_iter_ = solution.n_iter
     estimator.status_ = solution.status
     estimator.history_ = solution.history
     estimator.device_ = solution.device
-    estimator.solver_ = "descent"
     # With held-out data the best point on the path is returned, and a descent that stalls has no more path to offer.
     settled = solution.status is Status.STALLED and "validation" in solution.history
     if not (solution.status.success or settled):
         warnings.warn(
             f"{type(estimator).__name__}: {solution.status.name}: {solution.status.sentence}",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

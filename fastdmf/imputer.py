@@ -9,6 +9,7 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.fitting import (
     check_settings,
     descend,
@@ -254,7 +255,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         entries = np.asarray(z / (unit or 1.0), X.dtype)
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
-        held_out = _spare_last_entries(draw_held_out(self.validation_fraction, len(z), random), rows, cols)
+        held_out = spare_last_entries(draw_held_out(self.validation_fraction, len(z), random), rows, cols)
 
         start = start_factors(self, X.shape, unit)
         solution = self._descend(EntryMask(rows, cols, X.shape), entries, held_out, start, seed)
@@ -577,18 +578,3 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             filled = np.clip(self.mean_ + self.scale_ * fitted, self._low, self._high)
             out[rows] = np.where(observed[rows], out[rows], filled)
         return out
-
-
-def _spare_last_entries(held_out, rows, cols):
-    """Return ``held_out`` without the entries that would leave their row or column nothing to be fitted to."""
-    if held_out is None:
-        return None
-    fitted = np.ones(len(rows), bool)
-    fitted[held_out] = False
-    for index in (rows, cols):
-        bare = np.bincount(index, fitted, minlength=index.max() + 1)[index] == 0
-        # One entry is enough: the first of each bare line.
-        _, first = np.unique(np.where(bare, index, -1), return_index=True)
-        fitted[first[bare[first]]] = True
-    held_out = np.flatnonzero(~fitted)
-    return held_out if held_out.size else None

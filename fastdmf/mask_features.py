@@ -17,7 +17,7 @@ _LEAST_VARIANCE = 1e-8
 
 
 def mask_features(kernels, rows, columns, count, rng, dtype):
-    """Return the features of rows and columns, (n1, f) and (n2, f), and V with its singular values for new rows.
+    """Return the features of rows and columns, (n1, f) and (n2, f), and what those of new rows and columns follow from.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def mask_features(kernels, rows, columns, count, rng, dtype):
     Returns
     -------
     row_features, column_features : ndarray
-    right : ndarray of shape (n2, f - 2)
-        sqrt(n1) diag(d)^(-1/2) V: a new row's features are those of its count, and c^(-1/2) times the sum of the
-        rows of ``right`` at its observed columns.
+    left, right : ndarray of shape (n1, f - 2) and (n2, f - 2)
+        sqrt(n2) diag(c)^(-1/2) U and sqrt(n1) diag(d)^(-1/2) V: a new row's features are those of its count, and
+        c^(-1/2) times the sum of the rows of ``right`` at its observed columns.
     """
     n1, n2 = len(rows.counts), len(columns.counts)
     count = min(count, n1, n2)
@@ -66,8 +66,9 @@ def mask_features(kernels, rows, columns, count, rng, dtype):
         head = [logs - logs.mean(), np.ones(len(logs))]
         return np.column_stack([*head, size * (vectors * s)[:, 1:]]).astype(dtype)
 
+    left = (np.sqrt(n2) * row_scale[:, None] * u)[:, 1:].astype(dtype)
     right = (np.sqrt(n1) * column_scale[:, None] * v)[:, 1:].astype(dtype)
-    return features(rows, u), features(columns, v), right
+    return features(rows, u), features(columns, v), left, right
 
 
 @dataclass
@@ -112,3 +113,9 @@ class Regression:
         self.coefficients = vectors @ inside
         self.variance = np.maximum((inside**2 + prior / shrunk).mean(axis=0), _LEAST_VARIANCE)
         return self.features @ self.coefficients.astype(x.dtype)
+
+    def select(self, keep):
+        """Keep the components ``keep``."""
+        self.variance = self.variance[keep]
+        if self.coefficients is not None:
+            self.coefficients = self.coefficients[:, keep]

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastdmf.alternating import Settings, Sweeps, balancing_rotations
+from fastdmf.alternating import Settings, Sweeps, balanced_factors
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checks import check_count, check_data, check_number, check_seed
 from fastdmf.engine import Solution, Stop, drive, warn_unless_success
+from fastdmf.factor_model import FactorModel, FactorSide
 from fastdmf.masks import EntryMask
 
-__all__ = ["VariationalSolution", "vbmf"]
+__all__ = ["VariationalSolution", "bias_model", "vbmf"]
 
 # Where true low rank plus noise ends and long-tailed spectra begin: ratings and sensors are sparser, images and
 # traffic denser. Sparse masks leave every component its own variance, dense ones tie them as three factors do.
@@ -68,6 +69,10 @@ class VariationalSolution(Solution):
                 v, w = p.variances_of(i), q.variances_of(j)
                 variance[at] = self.noise + np.einsum("kh,kh->k", x**2 + v, w) + np.einsum("kh,kh->k", v, y**2)
         return (mean, np.sqrt(variance)) if return_std else mean
+
+    def factor_model(self):
+        """Return the fit as a :class:`FactorModel`: what rows and columns that come later need, and the entries."""
+        return _factor_model(self.mean, self.sweeps)
 
     def matrix(self):
         """Return mean, biases and latent product as a full matrix."""
@@ -191,6 +196,37 @@ def vbmf(
     )
 
 
+def bias_model(mask, y, *, weights=None, biases=True, device="auto", n_threads=None):
+    """Return mean and biases, ridge regressed as at the start of ``vbmf``, as a :class:`FactorModel`.
+
+    Parameters as of :func:`vbmf`.
+    """
+    settings = Settings(1.0, 0, biases)
+    with thread_limits(n_threads):
+        process = _Fit(get_backend(device), mask, y, weights, settings, y.dtype, 0, 0)
+    return _factor_model(process.mean, process.sweeps)
+
+
+def _factor_model(mean, sweeps):
+    rows = sweeps.rows
+    sides = (_factor_side(side, sweeps.live) for side in sweeps.sides)
+    return FactorModel(mean, sweeps.noise, *sides, sweeps.head, rows.indptr, rows.indices, rows.y, rows.w)
+
+
+def _factor_side(side, live):
+    """Return one side of the sweeps as a :class:`FactorSide`."""
+    x = side.kernels.aligned_empty((side.n + 1, side.x.shape[1]), side.dtype)
+    # The constant column is all that is left of a row without entries.
+    x[:-1], x[-1] = side.x, np.where(side.free == 0, side.x[0], 0)
+    moments = side.prior, side.second, side.variance, side.free
+    out = FactorSide(x, np.append(side.counts, 0.0), *moments, mean_log=float(np.log1p(side.counts).mean()))
+    if side.regression is not None and side.regression.coefficients is not None:
+        out.coefficients = np.zeros((len(side.regression.coefficients), x.shape[1]), side.dtype)
+        out.coefficients[:, :live] = side.regression.coefficients
+    out.basis = side.basis
+    return out
+
+
 def _step(sweeps, before):
     """Do one sweep; return (gain in evidence an entry, evidence an entry), the gain as 1 before it means anything."""
     sweeps.step()
@@ -275,12 +311,7 @@ class _Fit:
         """Return the latent part as depth balanced factors."""
         sweeps = self.sweeps
         latent = slice(sweeps.head, sweeps.live)
-        p, q = sweeps.rows.x[:, latent], sweeps.columns.x[:, latent]
-        left, right, s = balancing_rotations(p, q)
-        # What the rotation rounds up to 1e-6 of the largest is dead.
-        alive = s > 2e-6 * s[:1]
-        outer, inner = alive * s ** (1 / depth - 0.5), [np.diag(alive * s ** (1 / depth)).astype(p.dtype)] * (depth - 2)
-        return [(q @ (right * outer).astype(p.dtype)).T, *inner, p @ (left * outer).astype(p.dtype)]
+        return balanced_factors(sweeps.rows.x[:, latent], sweeps.columns.x[:, latent], depth)
 
     def biases(self):
         rows, columns, head = self.sweeps.rows, self.sweeps.columns, self.sweeps.head

@@ -21,11 +21,13 @@ LAYERS = [
     {"auto"},
     {"rules"},
     {"engine"},
-    {"checks", "mask_features"},
+    {"checks", "mask_features", "factor_model", "ids"},
+    {"entries"},
     {"alternating"},
     {"descent", "variational"},
     {"fitting"},
-    {"imputer", "sensing"},
+    {"entry_kfold"},
+    {"imputer", "sensing", "completer"},
     {"demo", "warmup"},
     {"cli"},
 ]
@@ -33,7 +35,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The loop drives any solver, so it knows none, although it stands above their parts.
 FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract", "masks", "operators", "losses"}}
 MAY_IMPORT = {
-    "sklearn": {"fitting", "imputer", "sensing", "demo"},
+    "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "demo"},
     "cupy": {"backend", "kernels"},
     "matplotlib": {"demo"},
 }

@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fastdmf import DMFImputer
-from fastdmf import imputer as imputer_module
 from fastdmf.engine import Status
+from fastdmf.entry_kfold import spare_last_entries
 
 
 def low_rank(n=60, p=40, rank=2, hidden=0.5, noise=0.0, seed=0):
@@ -97,7 +97,7 @@ def test_held_out_entries_leave_every_row_and_column_one(seed, n, p, share):
     observed[0, 0] = True
     rows, cols = np.nonzero(observed)
     drawn = np.flatnonzero(rng.random(len(rows)) < share)
-    kept = imputer_module._spare_last_entries(drawn, rows, cols)
+    kept = spare_last_entries(drawn, rows, cols)
     held_out = np.array([], int) if kept is None else kept
     assert set(held_out) <= set(drawn)
     fitted = np.delete(np.arange(len(rows)), held_out)

@@ -224,7 +224,7 @@ def test_features_are_the_singular_vectors_of_the_scaled_mask():
         np.testing.assert_allclose(features[:, 0], np.log1p(counts) - np.log1p(counts).mean())
     # A new row with the observations of row 3 has the features of row 3.
     seen = pattern[3] > 0
-    again = solution.sweeps.right_features[seen].sum(0) / np.sqrt(seen.sum())
+    again = solution.sweeps.columns.basis[seen].sum(0) / np.sqrt(seen.sum())
     np.testing.assert_allclose(again, rows[3, 2:], atol=1e-8)
 
 

@@ -1,0 +1,627 @@
+"""``DMFCompleter``: a matrix known at some of its entries, completed, predicted pair by pair, and kept up to date."""
+
+import copy
+import warnings
+from numbers import Real
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from fastdmf.alternating import balanced_factors, balancing_rotations
+from fastdmf.backend import get_backend, thread_limits
+from fastdmf.checks import check_count
+from fastdmf.entries import DUPLICATES, mask_of, read_entries, read_values, read_weights
+from fastdmf.entry_kfold import spare_last_entries
+from fastdmf.factor_model import FactorModel
+from fastdmf.fitting import Progress, check_settings, descend, draw_held_out, effective_rank, report, unit_scale
+from fastdmf.ids import IdTable, Positions
+from fastdmf.variational import bias_model, vbmf
+
+__all__ = ["DMFCompleter"]
+
+# Numbers in the largest temporary array of ``reconstruct`` and ``top_k`` (16 MB in float32).
+_CHUNK = 4_000_000
+# The widest chain of the descent that is not asked for by name.
+_WIDEST = 100
+# Latent columns of the descent below this share of the largest are what is left of its start.
+_DEAD = 1e-6
+
+
+class DMFCompleter(RegressorMixin, BaseEstimator):
+    """Complete a matrix of which some entries are known, as ratings are.
+
+    The model is mean + row bias + column bias + W_N ... W_1, fitted by variational matrix factorization
+    (:func:`fastdmf.vbmf`), which has nothing to tune, or by descent from a small start (:func:`fastdmf.solve`).
+
+    Entries come as a sparse matrix, whose stored values are the observed ones, zeros among them; as an array of pairs
+    (row, column) with the values in ``y``; or as a pandas or polars DataFrame of (row, column, value). In pairs and
+    DataFrames rows and columns are called by ids, integers or strings; in a sparse matrix by their positions.
+
+    Parameters
+    ----------
+    depth : int, optional
+        Number of factors N. For the variational solver it ties the prior variances of the components (theta =
+        1 - 2/N) and by default follows from the density; the descent takes 3.
+    width : int or tuple of int, optional
+        Upper bound on the rank; a tuple of inner widths for the descent. By default the solver's.
+    solver : {"auto", "variational", "descent"}
+        "auto" is the variational one.
+    biases : bool
+        Whether rows and columns have biases. Without them is better for exactly low-rank data.
+    implicit_features : bool, optional
+        Whether *which* entries are known informs the model; see :func:`fastdmf.vbmf`. Right for ratings, a leak where
+        the pattern knows the answer.
+    max_iter : int, optional
+        Sweeps, or steps of the descent; the default is the solver's.
+    tol : float, optional
+        Gain of evidence an entry, or squared residual over squared data, at which the fit ends; the default is the
+        solver's.
+    columns : sequence of str, optional
+        Names of the columns (row, column, value) of a DataFrame; by default its first three.
+    duplicates : {"error", "sum", "mean", "last"}
+        What becomes of an entry that comes more than once. In ``partial_fit`` an entry that the model has already
+        comes again: "last" replaces it.
+    min_value, max_value : float, optional
+        Bounds on predictions; by default those of the observed values. ``-np.inf`` and ``np.inf`` leave them free.
+    rule, init_scale, validation_fraction, patience
+        Of the descent; see :func:`fastdmf.solve`. The share ``validation_fraction`` of the entries is held out and
+        chooses the stopping point and the noise variance; 0 fits everything to ``tol``.
+    device : {"auto", "cpu", "cuda"}
+    n_threads : int, optional
+        The result does not depend on it.
+    random_state : int, RandomState instance or None
+        Pass an int for results that can be repeated.
+    verbose : int
+        Above 0, progress is logged at level INFO by the logger ``"fastdmf"``.
+
+    Attributes
+    ----------
+    row_ids_, column_ids_ : ndarray
+        Ids of the rows and columns of the model, or their positions.
+    mean_ : float
+    row_bias_, column_bias_ : ndarray of shape (n1,) and (n2,)
+    factors_ : list of ndarray
+        Balanced factors [W_1, ..., W_N] of the latent part.
+    components_ : ndarray of shape (r, n2)
+        Right singular vectors of the latent part.
+    singular_values_ : ndarray of shape (r,)
+    effective_rank_ : float
+        exp of the entropy of the normalised singular values.
+    noise_variance_ : float
+    depth_ : int
+    n_iter_ : int
+    status_ : fastdmf.engine.Status
+    history_ : dict of ndarray
+        Records of the fit; those of the descent are for data of unit root mean square.
+    device_, solver_ : str
+
+    See Also
+    --------
+    DMFImputer : Fills dense matrices with holes.
+    EntryKFold : Cross-validation over entries.
+
+    Notes
+    -----
+    float32 values and integers of up to 16 bits are fitted in float32, others in float64, which takes twice the
+    memory and about twice the time. The model keeps its entries, 8 bytes each in float32, for ``partial_fit`` and
+    ``top_k``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastdmf import DMFCompleter
+    >>> rng = np.random.default_rng(0)
+    >>> truth = rng.standard_normal((300, 2)) @ rng.standard_normal((2, 200))
+    >>> pairs = np.argwhere(rng.random(truth.shape) < 0.1)
+    >>> model = DMFCompleter(random_state=0).fit(pairs, truth[tuple(pairs.T)])
+    >>> others = rng.integers((300, 200), size=(1000, 2))
+    >>> bool(np.abs(model.predict(others) - truth[tuple(others.T)]).mean() < 0.05)
+    True
+    >>> columns, values = model.top_k([0, 7], k=3)
+    >>> columns.shape
+    (2, 3)
+    """
+
+    def __init__(
+        self,
+        depth=None,
+        width=None,
+        *,
+        solver="auto",
+        biases=True,
+        implicit_features=None,
+        max_iter=None,
+        tol=None,
+        columns=None,
+        duplicates="error",
+        min_value=None,
+        max_value=None,
+        rule="auto",
+        init_scale=1e-3,
+        validation_fraction=0.1,
+        patience=50,
+        device="auto",
+        n_threads=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.depth = depth
+        self.width = width
+        self.solver = solver
+        self.biases = biases
+        self.implicit_features = implicit_features
+        self.max_iter = max_iter
+        self.tol = tol
+        self.columns = columns
+        self.duplicates = duplicates
+        self.min_value = min_value
+        self.max_value = max_value
+        self.rule = rule
+        self.init_scale = init_scale
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.device = device
+        self.n_threads = n_threads
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- fit ---------------------------------------------------------------------------------------------------------
+
+    def fit(self, X, y=None, *, entry_weight=None):
+        """Fit the model to entries.
+
+        Parameters
+        ----------
+        X : sparse matrix of shape (n1, n2), array-like of shape (k, 2), or DataFrame
+            Entries, as described above; never written to.
+        y : array-like of shape (k,), optional
+            Values of pairs; also goes with a DataFrame of (row, column).
+        entry_weight : array-like of shape (k,), optional
+            Weights >= 0 in the order of the entries (for a sparse matrix that of ``X.tocoo()``): an entry of weight 2
+            counts as two, one of weight 0 not at all.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X is none of these, values or weights are not finite real numbers, entries come twice (see
+            ``duplicates``), ids are missing or of mixed types, there is no entry, or a parameter is wrong.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the solver ends neither converged nor early stopped.
+        """
+        self._check()
+        entries, values, weights = self._read(X, y, entry_weight)
+        if entries.shape is None:
+            rows, i = IdTable.of("row", entries.rows)
+            cols, j = IdTable.of("column", entries.cols)
+        else:
+            rows, cols = (Positions(name, n) for name, n in zip(("row", "column"), entries.shape))
+            i, j = entries.rows, entries.cols
+        mask, values, weights = mask_of(i, j, values, weights, (len(rows), len(cols)), self.duplicates)
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(np.iinfo(np.int32).max))
+        if self.solver == "descent":
+            solution, model = self._descend(mask, values, weights, random, seed)
+        else:
+            solution, model = self._vary(mask, values, weights, seed)
+        report(self, solution)
+        self.solver_ = "descent" if self.solver == "descent" else "variational"
+        self.depth_ = len(solution.factors)
+        self.n_features_in_ = len(cols) if entries.shape else 2
+        self._observed = float(values.min()), float(values.max())
+        self._settle(model, rows, cols)
+        return self
+
+    def partial_fit(self, X, y=None, *, entry_weight=None):
+        """Take in new entries, of rows and columns that may be new: only those that they touch are solved for again.
+
+        Each touched row, then column, becomes the ridge regression of all its entries on the other side; the noise and
+        the priors stay as they were fitted. Without a fit before, this is ``fit``.
+
+        Parameters
+        ----------
+        X, y, entry_weight
+            New entries, as for ``fit``. A sparse matrix may have more rows and columns than before.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for ``fit``; an entry that the model has already counts as a duplicate.
+        """
+        if not hasattr(self, "_model"):
+            return self.fit(X, y, entry_weight=entry_weight)
+        self._check()
+        entries, values, weights = self._read(X, y, entry_weight)
+        model = self._model
+        dtype = model.y.dtype
+        if entries.shape is None:
+            rows, i = self._rows.extend(entries.rows)
+            cols, j = self._columns.extend(entries.cols)
+        else:
+            rows, cols = (table.reach(n) for table, n in zip((self._rows, self._columns), entries.shape))
+            i, j = entries.rows, entries.cols
+        old_i, old_j = model.entries()
+        old, m = model.y[: len(old_j)], len(old_j)
+        if weights is not None or model.w is not None:
+            weights = np.concatenate(
+                [np.ones(k, dtype) if w is None else w[:k] for k, w in ((m, model.w), (len(i), weights))]
+            )
+        centred = np.concatenate([old, (values - model.mean).astype(dtype)])
+        shape = len(rows), len(cols)
+        both = np.concatenate([old_i, i]), np.concatenate([old_j, j])
+        mask, centred, weights = mask_of(*both, centred, weights, shape, self.duplicates)
+        with thread_limits(self.n_threads):
+            model = copy.copy(model)
+            model.learn(*_sorted(mask, centred, weights), len(cols), np.unique(i), np.unique(j))
+        low, high = self._observed
+        self._observed = min(low, float(values.min())), max(high, float(values.max()))
+        self._settle(model, rows, cols)
+        return self
+
+    def fold_in(self, X, y=None, *, entry_weight=None):
+        """Return a model whose rows are new ones, known by their entries, and whose columns are those of this one.
+
+        Each row is the ridge regression of its entries on the columns, with the noise and the priors of the fit, as
+        the rows of the fit are. This model stays as it is; ``partial_fit`` adds rows to it.
+
+        Parameters
+        ----------
+        X, y, entry_weight
+            Entries of the new rows, as for ``fit``; a sparse matrix has as many columns as the model. Entries of
+            columns that the model does not know are left out.
+
+        Returns
+        -------
+        DMFCompleter
+
+        Warns
+        -----
+        UserWarning
+            If entries are left out.
+        """
+        check_is_fitted(self)
+        entries, values, weights = self._read(X, y, entry_weight)
+        if entries.shape is not None:
+            if entries.shape[1] != len(self._columns):
+                raise ValueError(f"X has {entries.shape[1]} columns, the model {len(self._columns)}")
+            rows, i, j = Positions("row", entries.shape[0]), entries.rows, entries.cols
+        else:
+            rows, i = IdTable.of("row", entries.rows)
+            j = self._columns.encode(entries.cols)
+            known = j >= 0
+            if not known.all():
+                self._say(f"{len(j) - known.sum()} of {len(j)} entries are of unknown columns and left out", 3)
+                i, j, values = i[known], j[known], values[known]
+                weights = None if weights is None else weights[known]
+        model = self._model
+        shape = len(rows), len(self._columns)
+        mask, values, weights = mask_of(i, j, values, weights, shape, self.duplicates)
+        centred = (values - model.mean).astype(model.y.dtype)
+        with thread_limits(self.n_threads):
+            model = model.fold_in(*_sorted(mask, centred, weights))
+        out = copy.copy(self)
+        out._settle(model, rows, self._columns)
+        return out
+
+    # --- predictions -------------------------------------------------------------------------------------------------
+
+    def predict(self, X, return_std=False):
+        """Return predictions at pairs, or at the stored entries of a sparse pattern.
+
+        A pair of an unknown row or column gets what is known of it: the mean and the other's bias.
+
+        Parameters
+        ----------
+        X : array-like of shape (k, 2), DataFrame, or sparse matrix of shape (n1, n2)
+            Pairs of ids or positions; or a pattern, whose values do not matter.
+        return_std : bool
+            Also return predictive standard deviations, of the variational solver only. They are right on average and
+            too flat between pairs: pairs called certain err more than they say, uncertain ones less.
+
+        Returns
+        -------
+        ndarray of shape (k,), or a sparse matrix like X; with ``return_std`` two of them
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        TypeError, ValueError
+            If X is none of these, positions are out of range, or a pattern has another shape.
+
+        Warns
+        -----
+        UserWarning
+            If rows or columns are unknown: how many pairs.
+        """
+        check_is_fitted(self)
+        if return_std and self.solver_ != "variational":
+            raise ValueError("return_std=True needs the variational solver: the descent has no posterior")
+        i, j = self._places(read_entries(X, None, self.columns))
+        with thread_limits(self.n_threads):
+            out = self._clip(self._model.predict(i, j)).astype(self._model.y.dtype)
+            parts = [out, np.sqrt(self._model.spread(i, j)).astype(out.dtype)] if return_std else [out]
+        if sparse.issparse(X):
+            parts = [_like(X, part) for part in parts]
+        return tuple(parts) if return_std else parts[0]
+
+    def reconstruct(self, rows=None, cols=None):
+        """Return predictions of whole rows, or of a block of rows and columns.
+
+        Parameters
+        ----------
+        rows, cols : array-like of ids or positions, optional
+            Default all.
+
+        Returns
+        -------
+        ndarray of shape (len(rows), len(cols))
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        ValueError
+            If positions are out of range.
+
+        Warns
+        -----
+        UserWarning
+            If rows or columns are unknown: how many.
+        """
+        check_is_fitted(self)
+        i, j = self._codes(self._rows, rows), self._codes(self._columns, cols)
+        out = np.empty((len(i), len(j)), self._model.y.dtype)
+        step = max(1, _CHUNK // max(1, len(j)))
+        with thread_limits(self.n_threads):
+            for k in range(0, len(i), step):
+                out[k : k + step] = self._clip(self._model.block(i[k : k + step], j))
+        return out
+
+    def top_k(self, rows=None, k=10, *, exclude_seen=True):
+        """Return the columns with the highest predictions in each row.
+
+        Parameters
+        ----------
+        rows : array-like of ids or positions, optional
+            Default all.
+        k : int
+        exclude_seen : bool
+            Leave out the columns in which a row has an entry.
+
+        Returns
+        -------
+        columns : ndarray of shape (len(rows), k)
+            Ids or positions, the best first. A row with fewer than k columns to choose from ends in -1 (None among
+            strings).
+        values : ndarray of shape (len(rows), k)
+            Their predictions; NaN where there is no column.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        ValueError
+            If k is no integer from 1 to the number of columns, or positions are out of range.
+
+        Warns
+        -----
+        UserWarning
+            If rows are unknown: how many.
+        """
+        check_is_fitted(self)
+        if check_count("k", k) > len(self._columns):
+            raise ValueError(f"k must be at most {len(self._columns)}, the number of columns, got {k}")
+        i = self._codes(self._rows, rows)
+        codes, values = np.empty((len(i), k), np.int64), np.empty((len(i), k), self._model.y.dtype)
+        step = max(1, _CHUNK // len(self._columns))
+        with thread_limits(self.n_threads):
+            for start in range(0, len(i), step):
+                at = slice(start, start + step)
+                codes[at], values[at] = self._model.top(i[at], int(k), exclude_seen)
+        missing = np.isneginf(values)
+        codes[missing], values = -1, np.where(missing, values.dtype.type(np.nan), self._clip(values))
+        return self._columns.decode(codes), values
+
+    def score(self, X, y=None, entry_weight=None):
+        """Return the coefficient of determination R^2 of the predictions at entries.
+
+        Parameters
+        ----------
+        X, y, entry_weight
+            As for ``fit``.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        TypeError, ValueError
+            As for ``fit`` and ``predict``.
+        """
+        check_is_fitted(self)
+        entries, values, weights = self._read(X, y, entry_weight)
+        predictions = self._clip(self._model.predict(*self._places(entries)))
+        return float(r2_score(values, predictions, sample_weight=weights))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.string = True
+        tags.target_tags.required = False
+        return tags
+
+    # --- input -------------------------------------------------------------------------------------------------------
+
+    def _check(self):
+        """Check the settings that the solvers do not see."""
+        check_settings(self, ("auto", "variational", "descent"))
+        if self.duplicates not in DUPLICATES:
+            raise ValueError(f"duplicates must be one of {DUPLICATES}, got {self.duplicates!r}")
+        if not isinstance(self.biases, (bool, np.bool_)):
+            raise ValueError(f"biases must be True or False, got {self.biases!r}")
+        for name in ("min_value", "max_value"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or np.isnan(value)):
+                raise ValueError(f"{name} must be a number or None, got {value!r}")
+        if None not in (self.min_value, self.max_value) and not self.min_value < self.max_value:
+            raise ValueError(f"min_value must be below max_value, got {self.min_value!r} and {self.max_value!r}")
+
+    def _read(self, X, y, entry_weight):
+        """Return (entries, values, weights)."""
+        entries = read_entries(X, y, self.columns)
+        if len(entries) == 0:
+            raise ValueError("X has no entries: at least one observed entry is needed")
+        values = read_values(entries.values)
+        return entries, values, read_weights(entry_weight, len(entries), values.dtype)
+
+    def _places(self, entries):
+        """Return the codes of entries, -1 for unknown ones; say how many pairs have any."""
+        if entries.shape is not None:
+            shape = len(self._rows), len(self._columns)
+            if entries.shape != shape:
+                raise ValueError(f"the pattern has shape {entries.shape}, the model {shape}")
+            return entries.rows, entries.cols
+        i, j = self._rows.encode(entries.rows), self._columns.encode(entries.cols)
+        unknown = int(((i < 0) | (j < 0)).sum())
+        if unknown:
+            self._say(
+                f"{unknown} of {len(i)} pairs have an unknown row or column; they get the mean and the bias of the one "
+                "that is known"
+            )
+        return i, j
+
+    def _codes(self, table, ids):
+        """Return the codes of ids, all of them for None; say how many are unknown."""
+        if ids is None:
+            return np.arange(len(table))
+        ids = np.atleast_1d(np.asarray(ids, dtype=None if len(np.shape(ids)) < 2 else object))
+        if ids.ndim != 1:
+            raise ValueError(f"{table.name}s must have 1 dimension, got shape {ids.shape}")
+        codes = table.encode(ids)
+        unknown = int((codes < 0).sum())
+        if unknown:
+            self._say(f"{unknown} of {len(codes)} {table.name}s are unknown; they get what is known without them")
+        return codes
+
+    def _say(self, what, stacklevel=4):
+        warnings.warn(f"{type(self).__name__}: {what}", UserWarning, stacklevel=stacklevel)
+
+    def _clip(self, values):
+        """Bring values into the bounds, in place."""
+        low, high = (
+            observed if bound is None else bound
+            for bound, observed in zip((self.min_value, self.max_value), self._observed)
+        )
+        return np.clip(values, values.dtype.type(low), values.dtype.type(high), out=values)
+
+    # --- the two solvers ---------------------------------------------------------------------------------------------
+
+    def _vary(self, mask, values, weights, seed):
+        """Return the solution of ``vbmf`` and its model."""
+        options = {} if self.tol is None else {"tol": self.tol}
+        solution = vbmf(
+            mask,
+            values,
+            weights=weights,
+            depth=self.depth,
+            width=self.width,
+            implicit_features=self.implicit_features,
+            biases=self.biases,
+            max_iter=self.max_iter,
+            callback=Progress(type(self).__name__, self.depth) if self.verbose else None,
+            device=self.device,
+            n_threads=self.n_threads,
+            random_state=seed,
+            on_failure="ignore",
+            **options,
+        )
+        return solution, solution.factor_model()
+
+    def _descend(self, mask, values, weights, random, seed):
+        """Return the solution of ``solve`` on what biases leave, and its model."""
+        rows, cols = mask.rows, mask.cols
+        held_out = spare_last_entries(draw_held_out(self.validation_fraction, len(values), random), rows, cols)
+        known = np.ones(len(values), values.dtype) if weights is None else weights.copy()
+        if held_out is not None:
+            known[held_out] = 0
+        # Biases that saw the held-out entries would stop the descent late.
+        shown = {"weights": weights if held_out is None else known, "biases": bool(self.biases)}
+        base = bias_model(mask, values, **shown, device=self.device, n_threads=self.n_threads)
+        z = values - base.predict(rows, cols).astype(values.dtype)
+        unit = unit_scale(z)
+        solution = descend(
+            self,
+            mask,
+            z / z.dtype.type(unit or 1.0),
+            weights=weights,
+            depth=self.depth,
+            width=min(*mask.shape, _WIDEST) if self.width is None else self.width,
+            held_out=held_out,
+            start=None,
+            init_scale=self.init_scale,
+            seed=seed,
+        )
+        left, right = solution.halves()
+        turns = balancing_rotations(left, right.T)
+        alive = turns[2] > _DEAD * turns[2][:1]
+        p, q = (
+            (half @ turn[:, alive]).astype(values.dtype) * values.dtype.type(np.sqrt(unit))
+            for half, turn in zip((left, right.T), turns)
+        )
+        at = slice(None) if held_out is None else held_out
+        error = z[at] - np.einsum("kh,kh->k", p[rows[at]], q[cols[at]])
+        weight = None if weights is None else weights[at]
+        noise = float(np.average(np.square(error, dtype=np.float64), weights=weight))
+        model = FactorModel.of_latent(base, p, q, max(noise, np.finfo(values.dtype).eps ** 2 * unit**2, 1e-200))
+        # All entries count from here on, the held-out ones too.
+        model.y, model.w = _sorted(mask, (values - base.mean).astype(values.dtype), weights)[2:]
+        model.rows.counts[:-1] = np.bincount(rows, weights, mask.shape[0])
+        model.columns.counts[:-1] = np.bincount(cols, weights, mask.shape[1])
+        return solution, model
+
+    def _settle(self, model, rows, columns):
+        """Set the model and what is told of it."""
+        self._model, self._rows, self._columns = model, rows, columns
+        self.row_ids_, self.column_ids_ = rows.ids, columns.ids
+        self.mean_, self.noise_variance_ = model.mean, float(model.noise)
+        (p, q), head = (side.x[:-1] for side in (model.rows, model.columns)), model.head
+        self.row_bias_ = p[:, 0].copy() if head else np.zeros(len(p), p.dtype)
+        self.column_bias_ = q[:, 1].copy() if head else np.zeros(len(q), q.dtype)
+        latent = slice(head, head + int(model.rows.free[head:].sum()))  # padding follows
+        self.factors_ = balanced_factors(p[:, latent], q[:, latent], self.depth_)
+        norms = np.linalg.norm(self.factors_[0].astype(np.float64), axis=1)
+        alive = norms > 0
+        self.components_ = (self.factors_[0][alive] / norms[alive, None]).astype(p.dtype)
+        self.singular_values_ = norms[alive] ** self.depth_
+        self.effective_rank_ = effective_rank(self.singular_values_)
+
+
+def _sorted(mask, y, w):
+    """Return (indptr, indices, y, w) of entries in the order of the kernels, padded."""
+    padded = lambda v: None if v is None else np.pad(mask.sort(v), (0, get_backend().kernels.PAD))  # noqa: E731
+    return mask.indptr, mask.indices, padded(y), padded(w)
+
+
+def _like(X, values):
+    """Return a copy of a sparse matrix with other values."""
+    out = X.tocsr(copy=True) if X.format in ("lil", "dok") else X.copy()
+    out.data = values
+    return out

@@ -1,0 +1,224 @@
+"""Entries of a matrix as people hold them: sparse matrices, pairs with values, tables of (row, column, value)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from fastdmf.checks import check_real
+from fastdmf.masks import EntryMask
+
+__all__ = ["DUPLICATES", "Entries", "mask_of", "read_entries", "read_values", "read_weights"]
+
+DUPLICATES = ("error", "sum", "mean", "last")
+
+# Formats that say which entries are stored; a DIA or BSR matrix pads with zeros that nobody observed.
+_FORMATS = ("csr", "csc", "coo", "lil", "dok")
+_EXPECTED = (
+    "X must be a sparse matrix, an array of pairs (row, column) of shape (k, 2) with the values in y, or a DataFrame "
+    "of (row, column, value)"
+)
+
+
+@dataclass
+class Entries:
+    """Entries in the order they came in.
+
+    Attributes
+    ----------
+    rows, cols : ndarray of shape (k,)
+        Positions where ``shape`` is given, else ids.
+    values : ndarray of shape (k,) or None
+    shape : tuple of int or None
+        That of a sparse matrix; None where rows and columns are named by ids.
+    """
+
+    rows: np.ndarray
+    cols: np.ndarray
+    values: np.ndarray | None
+    shape: tuple | None
+
+    def __len__(self):
+        return len(self.rows)
+
+
+def read_entries(X, y=None, columns=None):
+    """Return the :class:`Entries` of what ``DMFCompleter`` accepts.
+
+    Parameters
+    ----------
+    X : sparse matrix or array of shape (n1, n2), array-like of shape (k, 2), or DataFrame
+    y : array-like of shape (k,), optional
+        Values of the pairs.
+    columns : sequence of two or three names, optional
+        Of the columns (row, column, value) of a DataFrame; by default its first three.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If X is nothing of the kind, y does not go with it, or a column is missing.
+    """
+    if sparse.issparse(X):
+        return _from_sparse(X, y)
+    if hasattr(X, "columns") and hasattr(X, "__getitem__"):
+        return _from_frame(X, y, columns)
+    pairs = X if isinstance(X, np.ndarray) else _as_array(X)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        hint = "; DMFImputer fills dense matrices with NaN at the holes" if pairs.dtype.kind == "f" else ""
+        raise ValueError(f"{_EXPECTED}; got an array of shape {pairs.shape}{hint}")
+    return Entries(pairs[:, 0], pairs[:, 1], _match(y, len(pairs)), None)
+
+
+def _as_array(X):
+    if isinstance(X, (str, bytes)) or np.isscalar(X) or X is None:
+        raise TypeError(f"{_EXPECTED}; got {type(X).__name__}")
+    if hasattr(X, "__array__"):
+        return np.asarray(X)
+    try:
+        # Objects keep a pair ("a", 7) from becoming two strings.
+        return np.array(list(X), dtype=object) if len(X) else np.zeros((0, 2), np.int64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{_EXPECTED}; got {type(X).__name__} ({error})") from None
+
+
+def _from_sparse(X, y):
+    if X.format not in _FORMATS:
+        raise TypeError(f"X is sparse in {X.format.upper()} format, which stores zeros of its own: use X.tocsr()")
+    if y is not None:
+        raise ValueError("y must be None when X is sparse: the values are those stored in X")
+    if X.ndim != 2:
+        raise ValueError(f"X must have 2 dimensions, got shape {X.shape}")
+    # Dictionaries come in any order; through CSR they are in that of rows.
+    coo = (X.tocsr() if X.format in ("lil", "dok") else X).tocoo()
+    return Entries(coo.row, coo.col, coo.data, X.shape)
+
+
+def _from_frame(X, y, columns):
+    names = list(X.columns)
+    if columns is None:
+        needed = 2 if y is not None else min(3, max(2, len(names)))
+        if len(names) < needed:
+            raise ValueError(f"X has columns {names}: row, column and value are needed (or name them by columns=)")
+        columns = names[:needed]
+    else:
+        columns = [columns] if isinstance(columns, str) else list(columns)
+        if len(columns) not in (2, 3):
+            raise ValueError(f"columns must name row, column and value, got {columns}")
+        # Pairs to be predicted need no value.
+        missing = [name for name in columns[:2] if name not in names]
+        if missing:
+            raise ValueError(f"columns names {missing}, but X has {names}")
+        columns = [name for name in columns if name in names]
+    if y is not None:
+        values = _match(y, len(X))
+    else:
+        values = np.asarray(X[columns[2]]) if len(columns) == 3 else None
+    return Entries(np.asarray(X[columns[0]]), np.asarray(X[columns[1]]), values, None)
+
+
+def _match(y, k):
+    if y is None:
+        return None
+    y = np.asarray(y)
+    if y.shape != (k,):
+        raise ValueError(f"y must hold one value for each of the {k} pairs of X, got shape {y.shape}")
+    return y
+
+
+def read_values(values):
+    """Return values as float32 (from float32, float16 and integers of up to 16 bits) or float64.
+
+    Raises
+    ------
+    TypeError
+        If they are not real numbers.
+    ValueError
+        If one is NaN or infinite.
+    """
+    if values is None:
+        raise ValueError(f"no values: {_EXPECTED}")
+    if values.dtype == object:  # of a nullable column
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            raise TypeError("the values must be real numbers: leave out entries without one") from None
+    if (values.dtype.kind in "iuf" and values.dtype.itemsize <= 2) or values.dtype == bool:
+        values = values.astype(np.float32)
+    return check_real("values", values, (1,))
+
+
+def read_weights(entry_weight, k, dtype):
+    """Return weights (k,) >= 0, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are not, or zero everywhere.
+    """
+    if entry_weight is None:
+        return None
+    weights = check_real("entry_weight", entry_weight, (1,)).astype(dtype)
+    if len(weights) != k:
+        raise ValueError(f"entry_weight must hold one weight for each of the {k} entries, got {len(weights)}")
+    if (weights < 0).any():
+        raise ValueError("entry_weight must not be negative: a weight of 0 leaves an entry out")
+    if k and not weights.any():
+        raise ValueError("entry_weight is zero everywhere: at least one entry must count")
+    return weights
+
+
+def mask_of(rows, cols, values, weights, shape, duplicates):
+    """Return (EntryMask, values, weights) with every entry once.
+
+    Parameters
+    ----------
+    rows, cols : ndarray of int, shape (k,)
+    values : ndarray of shape (k,)
+    weights : ndarray of shape (k,) or None
+    shape : tuple of int
+    duplicates : {"error", "sum", "mean", "last"}
+        What becomes of the values of an entry that comes more than once. A mean is weighted, and has the sum of the
+        weights; the last value keeps its weight.
+
+    Raises
+    ------
+    ValueError
+        If there are duplicates and ``duplicates`` is "error", or "sum" with weights.
+    """
+    if duplicates != "error":
+        rows, cols, values, weights = _combine(rows, cols, values, weights, shape, duplicates)
+    try:
+        return EntryMask(rows, cols, shape), values, weights
+    except ValueError as error:
+        found, _, advice = str(error).partition(": ")
+        if not advice.startswith("combine"):
+            raise
+        raise ValueError(f"{found}: choose duplicates='sum', 'mean' or 'last'") from None
+
+
+def _combine(rows, cols, values, weights, shape, how):
+    from fastdmf.kernels.cpu import entry_sort
+
+    indptr, indices, order = entry_sort(rows, cols, *shape)
+    k = len(rows)
+    first = np.ones(k, bool)
+    first[1:] = indices[1:k] != indices[: k - 1]
+    first[indptr[:-1][indptr[:-1] < k]] = True  # the first entry of a row repeats nothing
+    if first.all():
+        return rows, cols, values, weights
+    if how == "sum" and weights is not None:
+        raise ValueError("duplicates='sum' does not go with entry_weight: use 'mean' or 'last'")
+    at = np.flatnonzero(first)
+    v, w = values[order], None if weights is None else weights[order]
+    if how == "last":
+        last = np.append(at[1:], k) - 1
+        v, w = v[last], None if w is None else w[last]
+    elif how == "sum":
+        v = np.add.reduceat(v.astype(np.float64), at).astype(values.dtype)
+    else:
+        share = np.ones(k) if w is None else w.astype(np.float64)
+        total = np.add.reduceat(share, at)
+        # Duplicates that all weigh nothing: whatever the value, it does not count.
+        v = (np.add.reduceat(v * share, at) / np.where(total > 0, total, 1)).astype(values.dtype)
+        w = None if w is None else total.astype(w.dtype)
+    return rows[order][at], cols[order][at], v, w
