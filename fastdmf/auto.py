@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdmf.problem import unit
 from fastdmf.rule import Rule, State
 
 __all__ = ["Auto"]
@@ -209,13 +210,12 @@ class Auto(Rule):
 
     def _measure(self, problem, state, flow, accepted, probe, before, objective):
         """Update the power iterations at the new point, the step, and the decision to accelerate."""
-        kernels, moved = problem.kernels, accepted & flow
+        moved = accepted & flow
         state.kappa[flow & ~(objective <= before)] *= 1.5
-        right, norms = state.right.copy(), np.empty((2, len(flow)))
+        right = state.right.copy()
         s1 = problem.leading_singular(right, 2)
-        kernels.slices_unit(state.u, norms[0], probe[0], moved)
-        kernels.slices_unit(state.v, norms[1], probe[1], moved)
-        state.right[moved], state.s1[moved], state.g1[moved] = right[moved], s1[moved], norms.max(axis=0)[moved]
+        g1 = np.maximum(unit(probe[0], state.u, moved), unit(probe[1], state.v, moved))
+        state.right[moved], state.s1[moved], state.g1[moved] = right[moved], s1[moved], g1[moved]
         decrease = 0.9 * state.decrease + 0.1 * (1 - _ratio(objective, before))
         np.copyto(state.decrease, decrease, where=moved)
         step = self._lipschitz_step(problem, state)

@@ -272,7 +272,8 @@ class _BoundMask(Bound):
         kernels, op = self.backend.kernels, self.operator
         out = np.empty((len(p), op.size), self.dtype)
         p, qt = (a if self._fits(a) else self._staged(n, a) for n, a in (("p", p), ("qt", qt)))
-        kernels.entry_forward(out, p, qt, op.indptr, op.indices)
+        forward = kernels.entry_forward_serial if self.route == "one_pass_serial" else kernels.entry_forward
+        forward(out, p, qt, op.indptr, op.indices)
         return out
 
     def forward(self, p, qt):
@@ -280,10 +281,24 @@ class _BoundMask(Bound):
 
     def losses(self, p, qt):
         m = self.operator.size
+        if max(*self.operator.shape, p.shape[2]) <= _SMALL:
+            return self._small_losses(p, qt)
         rho = self.loss.rho(self._forward_sorted(p, qt) - self._y[:, :m])
         if self._w is not None:
             rho = rho * self._w[:, :m]
         return rho.sum(axis=1, dtype=np.float64)
+
+    def _small_losses(self, p, qt):
+        """Return what ``losses`` does, by the kernel that the chain's evaluation has anyway, one run at a time."""
+        kernels, op = self.backend.kernels, self.operator
+        h, out = kernels.chain_padded(p.shape[2], self.dtype), np.empty(len(p))
+        r, loss = self._buffer("r", (op.size + kernels.PAD,)), kernels.chain_loss(self.loss.code, self.loss.delta)
+        w = self._y if self._w is None else self._w
+        for b in range(len(p)):
+            left, right = (_padded_rows(a[b], h).ravel() for a in (p, qt))
+            data = op.indptr, op.indices, self._row(self._y, b), self._row(w, b), loss, self._w is not None
+            out[b] = kernels.sampled_residuals(r, 0, left, 0, right, 0, h, op.shape[0], *data, self.dtype.type(1))
+        return out
 
     def pull(self, r, p, qt):
         kernels, op = self.backend.kernels, self.operator
@@ -295,6 +310,15 @@ class _BoundMask(Bound):
         copies = self._buffer("copies", (len(p), self._n_ranges, *qw.shape[1:]))
         kernels.entry_pull(gp, gqt, rs, pw, qw, op.indptr, op.indices, self._structure("cuts", self._cuts), copies)
         return np.ascontiguousarray(gp[:, :, :h]), np.ascontiguousarray(gqt[:, :, :h])
+
+
+def _padded_rows(a, h):
+    """Return ``a`` (n, width) with rows of ``h`` numbers, zeros behind the last column; itself where it has them."""
+    if a.shape[1] == h and a.flags.c_contiguous:
+        return a
+    out = np.zeros((len(a), h), a.dtype)
+    out[:, : a.shape[1]] = a
+    return out
 
 
 # Rows, columns and inner widths up to which a whole chain is evaluated in one compiled call.
@@ -324,9 +348,8 @@ class FusedChain:
         else:
             y, w = bound._y, bound._y if bound._w is None else bound._w
             weighted = bound._w is not None
-        places, self._length = kernels.chain_places(layout.dims, layout.cut, n1 * n2 if dense else op.size, bound.dtype)
-        offsets, dims = np.array(layout.offsets[:-1], np.int64), np.array(layout.dims, np.int64)
-        self._chain = (offsets, dims, layout.cut, places)
+        residuals = n1 * n2 if dense else op.size
+        self._plan = kernels.chain_plan(layout.dims, layout.cut, layout.offsets[:-1], residuals, dense, bound.dtype)
         self._entries = (op.indptr, op.indices, *kernels.entry_blocks(op.indptr, op.indices, n1, n2, n1))
         self._data = (y, w, kernels.chain_loss(bound.loss.code, bound.loss.delta), weighted, dense)
         self._work, self._point, self._factors = np.empty((0, 0), bound.dtype), None, None
@@ -337,31 +360,51 @@ class FusedChain:
         ``factors`` is (B,); ``probe`` as for ``Bound.loss_and_pull``.
         """
         if len(x) != len(self._work):
-            self._work = self._kernels.aligned_empty((len(x), self._length), x.dtype)
+            self._work = self._kernels.aligned_empty((len(x), self._plan.length), x.dtype)
         losses = np.empty(len(x))
         u, v = (x, x) if probe is None else probe
-        data = (*self._entries, *self._data, u, v, probe is not None, self._work)
+        data = (*self._plan[:3], *self._entries, *self._data, u, v, probe is not None, self._work)
         if self._parallel:
-            self._kernels.chain_runs_parallel(grad, losses, x, factors, *self._chain, *data)
+            self._kernels.chain_runs_parallel(grad, losses, x, factors, *data)
         else:
-            self._kernels.chain_runs(grad, losses, x, factors, *self._chain, *data, 0, len(x))
+            self._kernels.chain_runs(grad, losses, x, factors, *data, 0, len(x))
         self._point, self._factors = x, factors
         return losses
 
     def leading_singular(self, v, steps):
         """Improve ``v`` as ``Problem.leading_singular`` does."""
         norms = np.empty(len(v))
-        self._kernels.chain_power(norms, v, self._point, *self._chain, steps, self._work)
+        self._kernels.chain_power(norms, v, self._point, self._plan.ends, self._plan.sizes, steps, self._work)
         return norms
 
     def leading_gradient(self, u, v, steps):
         """Improve ``u`` and ``v`` as ``Problem.leading_gradient`` does."""
-        norms = np.empty(len(v))
-        (_, dims, _, places), dense = self._chain, self._data[-1]
-        pattern = (dims, places, *self._entries[:4], dense)
-        self._kernels.chain_gradient_power(norms, u, v, self._factors, *pattern, steps, self._work)
+        # A rule starts with it once: no kernel to compile.
+        norms = np.zeros(len(v))
+        for b in range(len(v)):
+            product, adjoint = self._residual_products(b)
+            for _ in range(steps):
+                gv, gu = product(v[b]), adjoint(u[b])
+                norms[b] = np.linalg.norm(gv)
+                for out, x, size in ((u[b], gv, norms[b]), (v[b], gu, np.linalg.norm(gu))):
+                    np.divide(x, size, out=out, where=size > 0, casting="same_kind")
         return norms
+
+    def _residual_products(self, b):
+        """Return the functions v -> G v and u -> G^T u of run b at the point evaluated last."""
+        _, n1, n2, *_ = self._plan.sizes
+        at = self._plan.ends[0, 2]
+        if self._data[-1]:
+            g = self._work[b, at : at + n1 * n2].reshape(n1, n2) / np.float64(self._factors[b])
+            return g.__matmul__, g.T.__matmul__
+        indptr, indices = self._entries[:2]
+        rows, cols = np.repeat(np.arange(n1), np.diff(indptr)), indices[: indptr[-1]]
+        r = self._work[b, at : at + len(rows)] / np.float64(self._factors[b])
+        return (
+            lambda v: np.bincount(rows, r * v[cols], minlength=n1),
+            lambda u: np.bincount(cols, r * u[rows], minlength=n2),
+        )
 
     def halves(self):
         """Return (P, Q^T) of the point evaluated last: views, valid until it moves or the next call."""
-        return self._kernels.chain_halves(self._point, *self._chain, self._work)
+        return self._kernels.chain_halves(self._point, self._plan, self._work)

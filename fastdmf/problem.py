@@ -4,7 +4,7 @@ import numpy as np
 
 from fastdmf.chain import Sweep
 
-__all__ = ["NORMALISATIONS", "Problem"]
+__all__ = ["NORMALISATIONS", "Problem", "unit"]
 
 # Factor of sum w rho(r) in the loss, from sum w: a learning rate means nothing without it.
 NORMALISATIONS = {
@@ -135,14 +135,19 @@ class Problem:
         if self._fused is not None:
             return self._fused.leading_gradient(u, v, steps)
         p, qt = self._halves
+        # Probes of the evaluation itself: separate pulls would compile kernels that nothing else needs.
+        gp, gqt = self.xp.empty_like(p), None if qt is None else self.xp.empty_like(qt)
         if qt is None:
-            qt = np.broadcast_to(np.eye(p.shape[2], dtype=p.dtype), (len(p), p.shape[2], p.shape[2]))
-        r = self.bound.psi(self.bound.forward(p, qt))
+            self.bound.loss_and_adjoint(p, gp)
         for _ in range(steps):
-            gv, gu = self.bound.pull(r, np.ascontiguousarray(u[:, :, None]), np.ascontiguousarray(v[:, :, None]))
-            unit(gv[:, :, 0], out=u)
-            unit(gu[:, :, 0], out=v)
-        return np.sqrt(squared_norm(gv[:, :, 0]))
+            gv, gu = u.copy(), v.copy()
+            if qt is None:
+                gv, gu = _matvec(gp, v), _matvec(gp.swapaxes(1, 2), u)
+            else:
+                self.bound.loss_and_pull(p, qt, gp, gqt, (gv, gu))
+            norms = unit(gv, out=u)
+            unit(gu, out=v)
+        return norms
 
 
 def _matvec(a, v):
@@ -160,9 +165,8 @@ def squared_norm(a):
     return dot(a, a)
 
 
-def unit(a, out):
-    """Write ``a`` with every slice scaled to norm one; a zero slice leaves ``out`` as it is."""
-    norm = np.sqrt(squared_norm(a))
-    for b, size in enumerate(norm):
-        if size > 0:
-            out[b] = a[b] / a.dtype.type(size)
+def unit(a, out, chosen=True):
+    """Write the slices of ``a`` that are ``chosen`` and not zero to ``out``, scaled to norm one; return all norms."""
+    norms = np.sqrt(np.einsum("bn,bn->b", a, a, dtype=np.float64))
+    np.divide(a, norms[:, None], out=out, where=(chosen & (norms > 0))[:, None], casting="same_kind")
+    return norms

@@ -11,7 +11,7 @@ import pytest
 
 from fastdmf.kernels import cpu
 from fastdmf.kernels.cpu.gemm import gemm, gemm_work
-from fastdmf.kernels.cpu.sampled import sampled_gather, sampled_matvec, sampled_reorder, sampled_residuals
+from fastdmf.kernels.cpu.sampled import sampled_gather, sampled_reorder, sampled_residuals
 
 SQUARED, HUBER, TRUNCATED, ABSOLUTE = range(4)
 # About twice the worst that was seen at AVX2 and at SSE width.
@@ -158,12 +158,6 @@ def test_sampled(dtype, code, weighted, n1, n2, nnz, h):
         sampled_gather(out, 4, h, *values, x, at, wide, rows, *pattern)
         close(out[4 : 4 + rows * h].reshape(rows, h), reference, nnz + 1, "sampled", dtype)
         assert np.isnan(out[:4]).all() and np.isnan(out[4 + rows * h :]).all()
-        v = rng.standard_normal(n1 + n2 - rows).astype(dtype)
-        out = np.full(1 + rows, np.nan, dtype)
-        sampled_matvec(out, 1, *values, v, rows, *pattern, 0.5)
-        dense = np.zeros((n1, n2))
-        np.add.at(dense, (entries.rows, entries.cols), r[2 : 2 + nnz].astype(float))
-        close(out[1:], 0.5 * ((dense if rows == n1 and at == q_at else dense.T) @ v), nnz + 1, "sampled", dtype)
     for z, kept in zip((x, y, w), inputs):
         np.testing.assert_array_equal(z, kept)
 
@@ -226,16 +220,16 @@ class Chain:
         self.code, self.weighted, self.runs, self.sizes = code, weighted, runs, (n1, n2)
         self.scale = rng.uniform(0.2, 3, runs).astype(dtype)
         self.u, self.v = (rng.standard_normal((runs, n)).astype(dtype) for n in (n1, n2))
-        self.places, self.length = cpu.chain_places(dims, cut, nnz, dtype)
+        self.plan = cpu.chain_plan(dims, cut, self.offsets, nnz, dense, dtype)
 
     def evaluate(self, run, probing=False):
         """Return (gradient, losses, G v, G^T u, scratch) of what is poisoned before."""
         grad, losses = poisoned(*self.flat.shape, dtype=self.dtype), poisoned(self.runs)
-        work = poisoned(self.runs, self.length, dtype=self.dtype)
+        work = poisoned(self.runs, self.plan.length, dtype=self.dtype)
         inputs = self.flat, self.y, self.w, self.scale
         before = [x.copy() for x in inputs]
         u, v = self.u.copy(), self.v.copy()
-        chain = (self.offsets, self.dims, self.cut, self.places, *self.pattern)
+        chain = (*self.plan[:3], *self.pattern)
         data = (self.y, self.w, cpu.chain_loss(self.code, 1.3), self.weighted, self.dense)
         run(grad, losses, self.flat, self.scale, *chain, *data, u, v, probing, work)
         for x, kept in zip(inputs, before):
@@ -272,12 +266,9 @@ class Chain:
         wide = cpu.chain_padded(h, self.dtype)
         left = np.linalg.multi_dot([np.eye(self.sizes[0]), *reversed(self.factors[b][self.cut :])])
         right = np.linalg.multi_dot([np.eye(h), *reversed(self.factors[b][: self.cut])])
-        for number, is_factor, expected in (
-            (self.cut + 1, self.cut == depth - 1, left),
-            (self.cut, self.cut == 1, right.T),
-        ):
+        for side, is_factor, expected in ((1, self.cut == depth - 1, left), (0, self.cut == 1, right.T)):
             if not (is_factor and wide == h):
-                start = self.places[number]
+                start = self.plan.ends[side, 4]
                 got = work[start : start + len(expected) * wide].reshape(-1, wide)
                 close(got[:, :h], expected, terms, "chain", self.dtype)
                 assert (got[:, h:] == 0).all()
@@ -333,9 +324,8 @@ def test_power_steps(dims, cut, runs, dense, dtype):
     problem = Chain(dims, cut, dtype, runs=runs, dense=dense, code=SQUARED, weighted=False, own=True)
     *_, work = problem.evaluate(serial)
     v, norms = problem.v.copy(), np.full(runs, np.nan)
-    point = (problem.flat, problem.offsets, problem.dims, cut, problem.places)
-    cpu.chain_power(norms, v, *point, 3, work)
-    p, qt = cpu.chain_halves(*point, work)
+    cpu.chain_power(norms, v, problem.flat, problem.plan.ends, problem.plan.sizes, 3, work)
+    p, qt = cpu.chain_halves(problem.flat, problem.plan, work)
     for b in range(runs):
         w = np.linalg.multi_dot([*reversed(problem.factors[b])]).astype(float)
         close(p[b].astype(float) @ qt[b].T.astype(float), w, sum(dims), "chain", dtype)
@@ -345,24 +335,10 @@ def test_power_steps(dims, cut, runs, dense, dtype):
             expected /= np.linalg.norm(expected)
         close(v[b], expected, 10 * sum(dims), "chain", dtype)
         close(norms[b], np.linalg.norm(w @ expected), sum(dims), "chain", dtype)
-    u, v, norms = problem.u.copy(), problem.v.copy(), np.full(runs, np.nan)
-    pattern = (problem.dims, problem.places, *problem.pattern[:4])
-    cpu.chain_gradient_power(norms, u, v, problem.scale, *pattern, dense, 2, work)
-    for b in range(runs):
-        data = problem.y[b % len(problem.y)], None
-        *_, g = naive.chain_entry(problem.factors[b], problem.rows, problem.cols, *data, SQUARED, 0)
-        left, right = problem.u[b].astype(float), problem.v[b].astype(float)
-        for _ in range(2):
-            left, right = g @ right, g.T @ left
-            norm = np.linalg.norm(left)
-            left, right = left / norm, right / np.linalg.norm(right)
-        close(u[b], left, 10 * sum(dims), "chain", dtype)
-        close(v[b], right, 10 * sum(dims), "chain", dtype)
-        close(norms[b], norm, 10 * sum(dims), "chain", dtype)
     problem.flat[:] = 0
     *_, work = problem.evaluate(serial)
     before = v.copy()
-    cpu.chain_power(norms, v, *point, 2, work)
+    cpu.chain_power(norms, v, problem.flat, problem.plan.ends, problem.plan.sizes, 2, work)
     np.testing.assert_array_equal(v, before)  # a zero matrix leaves it
     assert (norms == 0).all()
 

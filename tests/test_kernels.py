@@ -275,7 +275,10 @@ def test_width_that_is_not_padded_is_refused():
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
 @pytest.mark.parametrize(("n1", "n2", "nnz"), [(1, 1, 0), (1, 1, 1), (31, 33, 257), (2, 31, 60)])
 @pytest.mark.parametrize("by_row", [False, True])
-def test_sorting(kind, n1, n2, nnz, by_row):
+@pytest.mark.parametrize("least", [0, 1 << 15])
+def test_sorting(kind, n1, n2, nnz, by_row, least, monkeypatch):
+    """Compiled, and by NumPy as few entries are."""
+    monkeypatch.setattr(entry_index, "_COMPILED", least)
     rng = np.random.default_rng(nnz)
     rows, cols = rng.integers(0, n1, nnz).astype(kind), rng.integers(0, n2, nnz).astype(kind)
     if by_row:

@@ -52,17 +52,6 @@ def test_steps_and_inner_products(dtype, runs, size):
     np.testing.assert_array_equal(x, one)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_units(dtype):
-    a = np.random.default_rng(0).standard_normal((4, 33)).astype(dtype)
-    a[2] = 0
-    out, norms = np.full_like(a, 7), np.full(4, np.nan)
-    cpu.slices_unit(out, norms, a, np.array([True, False, True, True]))
-    np.testing.assert_allclose(norms, np.linalg.norm(a.astype(float), axis=1), rtol=1e-6)
-    np.testing.assert_allclose(out[[0, 3]], a[[0, 3]] / norms[[0, 3], None], rtol=1e-6)
-    assert (out[[1, 2]] == 7).all()  # not chosen; zero
-
-
 # L-BFGS --------------------------------------------------------------------------------------------------------
 
 PLACES = 5

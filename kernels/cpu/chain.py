@@ -4,33 +4,41 @@ With W = W_N ... W_1, cut between W_{cut+1} and W_cut into P Q, the thin product
 residuals and their products with Q^T and P (gathers over the entries, ``sampled``, or full products around ``dense``)
 and the way back through both sides are one call. For matrices of a few hundred rows the calls would cost more than the
 arithmetic. Factors lie in one flat buffer a run, W_1 stored transposed; a batch of runs shares the mask.
+
+Which products there are is not written in the kernel but in a table, ``chain_plan``: the kernel goes through its rows,
+so that it holds one product and every depth and cut share one compiled version. What it calls is inlined by numba and
+stands there once: with ten calls of a compiled product it took more than twice as long to compile.
 """
 
+from collections import namedtuple
 from itertools import pairwise
 
 import numpy as np
 from numba import njit, prange
 
-from fastdmf.kernels.cpu.dense import dense_cells, dense_matvec
+from fastdmf.kernels.cpu.dense import dense_cells
 from fastdmf.kernels.cpu.entry_index import PAD
 from fastdmf.kernels.cpu.gemm import gemm, gemm_work
-from fastdmf.kernels.cpu.sampled import sampled_gather, sampled_matvec, sampled_reorder, sampled_residuals
+from fastdmf.kernels.cpu.sampled import sampled_gather, sampled_reorder, sampled_residuals
 from fastdmf.kernels.cpu.vectors import VECTOR_BYTES, load_first, loss_numbers, row_width, store
 
 __all__ = [
+    "ChainPlan",
     "chain_halves",
     "chain_loss",
     "chain_padded",
-    "chain_places",
+    "chain_plan",
     "chain_route",
     "chain_runs",
     "chain_runs_parallel",
 ]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"dense": "7c3f1bb44af0", "gemm": "ac2cb20f21e7", "sampled": "6e0326bf03df", "vectors": "fda00a159f57"}
+BUILT_ON = {"dense": "ad35d43f250d", "gemm": "43d821a8cdc3", "sampled": "db41df905493", "vectors": "fda00a159f57"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
+
+FLAT, GRAD, WORK = range(3)  # the buffers of a run: its factors, their gradients, its scratch
 
 
 def chain_loss(code, delta):
@@ -44,8 +52,28 @@ def chain_padded(h, dtype):
     return -(-h // lanes) * lanes
 
 
-def chain_places(dims, cut, residuals, dtype):
-    """Return where the parts of one run's scratch begin, and its length.
+class ChainPlan(namedtuple("ChainPlan", ["steps", "ends", "sizes", "length"])):
+    """What ``chain_runs`` does with the buffers of one run.
+
+    Attributes
+    ----------
+    steps : (any, 14) int64
+        Products C = A B, first those before the residuals, as ``gemm`` takes them: buffer, place and leading dimension
+        of C; buffer, place and the two distances of A, and of B; m, n, k. Instead of a product, k = -1 copies the
+        rows (n) of A to rows of whole vectors.
+    ends : (2, 6) int64
+        For G Q^T, then for G^T P: buffer and place of the result, place of the residuals (by rows, by columns), buffer
+        and place of Q^T (of P), and the number of rows of the result.
+    sizes : tuple of int
+        The number of steps before the residuals; n1; n2; h, and h rounded up to whole vectors; the place of a scratch
+        for ``gemm``.
+    length : int
+        Numbers in the scratch.
+    """
+
+
+def chain_plan(dims, cut, offsets, residuals, dense, dtype):
+    """Plan the evaluation of a chain.
 
     Parameters
     ----------
@@ -53,44 +81,89 @@ def chain_places(dims, cut, residuals, dtype):
         d_0, ..., d_N with N >= 2.
     cut : int
         1 <= cut <= N - 1.
+    offsets : sequence of int
+        Where the N factors begin: W_1 as (d_0, d_1), W_j as (d_j, d_{j-1}).
     residuals : int
         Number of observed entries; n1 n2 for a dense mask.
+    dense : bool
+        Whether residuals go through full matrices.
 
     Returns
     -------
-    places : (N + 6,) int64
-        Number j of 1, ..., cut is (W_j ... W_1)^T and of cut + 1, ..., N is W_N ... W_j, but for the ends, which are
-        factors; number cut is Q^T and cut + 1 is P, also where one is a factor whose rows must be padded to whole
-        vectors. Behind them G Q^T, G^T P, the residuals by rows, the residuals by columns, and what ``gemm`` packs.
-    length : int
+    ChainPlan
     """
-    dims = [int(d) for d in dims]
-    depth, n1, n2 = len(dims) - 1, dims[-1], dims[0]
-    h = chain_padded(dims[cut], dtype)
+    d, offsets = [int(n) for n in dims], [int(o) for o in offsets]
+    depth, n1, n2, h = len(d) - 1, d[-1], d[0], d[cut]
+    padded = chain_padded(h, dtype)
+    length, steps = 0, []
 
-    def size(j):
-        if j in (cut, cut + 1):
-            return h * (n2 if j == cut else n1)
-        return (n2 * dims[j] if j < cut else n1 * dims[j - 1]) if 1 < j < depth else 0
+    def room(rows, columns):
+        """Return a new matrix in the scratch, on a cache line: no vector of P and Q^T straddles two."""
+        nonlocal length
+        start, length = length, length + -(-rows * columns // PAD) * PAD
+        return WORK, start, columns
 
-    sizes = [size(j) for j in range(depth + 1)]
-    sizes += [n1 * dims[cut], n2 * dims[cut], residuals + PAD, residuals + PAD]
-    sizes.append(max(gemm_work(n, k, dtype) for n in dims for k in dims))
-    # Each begins on a cache line, so that no vector of P and Q^T straddles two.
-    places = np.append(0, np.cumsum([-(-size // PAD) * PAD for size in sizes]))
-    return places[:-1].astype(np.int64), int(places[-1])
+    def rows(x):
+        return (*x, 1)
+
+    def columns(x):
+        buffer, start, ld = x
+        return buffer, start, 1, ld
+
+    def product(c, a, b, m, n, k):
+        steps.append((*c, *a, *b, m, n, k))
+        return c
+
+    def padded_half(factor, n):
+        """Return P or Q^T where it is a factor: as it lies if its rows are whole vectors, else a copy."""
+        return factor if padded == h else product(room(n, padded), rows(factor), rows(factor), n, h, -1)
+
+    # Matrices are (buffer, place, leading dimension). right[j] = (W_j ... W_1)^T, left[j] = W_N ... W_j.
+    factor = [None] + [(FLAT, start, d[max(j, 1)]) for j, start in enumerate(offsets)]
+    grad = [None] + [(GRAD, *place) for _, *place in factor[1:]]
+    right, left = {1: factor[1]}, {depth: factor[depth]}
+    for j in range(2, cut + 1):
+        c = room(n2, padded if j == cut else d[j])
+        right[j] = product(c, rows(right[j - 1]), columns(factor[j]), n2, d[j], d[j - 1])
+    for j in range(depth - 1, cut, -1):
+        c = room(n1, padded if j == cut + 1 else d[j - 1])
+        left[j] = product(c, rows(left[j + 1]), rows(factor[j]), n1, d[j - 1], d[j])
+    q = padded_half(factor[1], n2) if cut == 1 else right[cut]
+    p = padded_half(factor[depth], n1) if cut == depth - 1 else left[cut + 1]
+    # G Q^T and G^T P; they are gradients themselves where no factor lies behind.
+    gp = grad[depth] if cut == depth - 1 else room(n1, h)
+    gq = grad[1] if cut == 1 else room(n2, h)
+    r, by_column = room(1, residuals + PAD), room(1, residuals + PAD)
+    if dense:
+        r = r[0], r[1], n2
+        product(r, rows(p), columns(q), n1, n2, h)
+    before = len(steps)
+    if dense:
+        product(gp, rows(r), rows(q), n1, h, n2)
+        product(gq, columns(r), rows(p), n2, h, n1)
+    ends = [(*gp[:2], r[1], *q[:2], n1), (*gq[:2], by_column[1], *p[:2], n2)]
+    # Back through the left side, W_{cut+1} first: dW_j = L_{j+1}^T g, then g = g W_j^T in the place of L_{j+1}.
+    for j in range(cut + 1, depth):
+        product(grad[j], columns(left[j + 1]), rows(gp), d[j], d[j - 1], n1)
+        into = grad[depth] if j == depth - 1 else left[j + 1]
+        gp = product(into, rows(gp), columns(factor[j]), n1, d[j], d[j - 1])
+    # And through the right side, W_cut first: dW_j = g^T R_{j-1}, then g = g W_j in the place of R_{j-1}.
+    for j in range(cut, 1, -1):
+        product(grad[j], columns(gq), rows(right[j - 1]), d[j], d[j - 1], n2)
+        into = grad[1] if j == 2 else right[j - 1]
+        gq = product(into, rows(gq), rows(factor[j]), n2, d[j - 1], d[j])
+    _, pack, _ = room(1, max(gemm_work(n, k, dtype) for n in d for k in d))
+    table = np.array(steps, np.int64).reshape(-1, 14)
+    return ChainPlan(table, np.array(ends, np.int64), (before, n1, n2, h, padded, pack), length)
 
 
-def chain_halves(flat, offsets, dims, cut, places, work):
-    """Return P (B, n1, h) and Q^T (B, n2, h) of the last evaluation, as views: of factors that have whole vectors."""
-    depth, h = len(dims) - 1, dims[cut]
-    padded = chain_padded(h, flat.dtype)
+def chain_halves(flat, plan, work):
+    """Return P (B, n1, h) and Q^T (B, n2, h) of the last evaluation, as views."""
+    _, n1, n2, h, padded, _ = plan.sizes
     halves = []
-    for n, number, is_factor, factor in ((dims[-1], cut + 1, cut == depth - 1, depth), (dims[0], cut, cut == 1, 1)):
-        whole = is_factor and padded == h
-        start = offsets[factor - 1] if whole else places[number]
-        half = (flat if whole else work)[:, start : start + n * padded].reshape(len(flat), n, padded)
-        halves.append(half[:, :, :h])
+    for n, (buffer, start) in ((n1, plan.ends[1, 3:5]), (n2, plan.ends[0, 3:5])):
+        half = (flat if buffer == FLAT else work)[:, start : start + n * padded]
+        halves.append(half.reshape(len(flat), n, padded)[:, :, :h])
     return halves
 
 
@@ -117,36 +190,14 @@ def chain_route(dims, cut, nnz, batch, dtype):
 
 
 @njit(**_SETTINGS)
-def _pad(out, at, width, x, x_at, columns, rows):
-    """Copy a matrix into rows of ``width`` numbers, whole vectors, with zeros behind its columns."""
-    for i in range(rows):
-        for c in range(0, width, row_width(x, (0,))):
-            store(out, at + i * width + c, load_first(x, x_at + i * columns + c, columns - c))
-
-
-@njit(**_SETTINGS)
-def places_of_halves(flat, offsets, dims, cut, places, work):
-    """Return (array, place) of P and of Q^T: factors that have whole vectors serve where they lie."""
-    depth, h = dims.shape[0] - 1, dims[cut]
-    whole = h % row_width(work, (0,)) == 0
-    p, p_at, q, q_at = work, places[cut + 1], work, places[cut]
-    if whole and cut == depth - 1:
-        p, p_at = flat, offsets[depth - 1]
-    if whole and cut == 1:
-        q, q_at = flat, offsets[0]
-    return p, p_at, q, q_at
-
-
-@njit(**_SETTINGS)
 def chain_runs(
     grad,
     losses,
     flat,
     factors,
-    offsets,
-    dims,
-    cut,
-    places,
+    steps,
+    ends,
+    sizes,
     indptr,
     indices,
     colptr,
@@ -169,16 +220,14 @@ def chain_runs(
     Parameters
     ----------
     grad, flat : (B, D)
-        Factor j has dims[j] dims[j - 1] numbers from offsets[j - 1]; W_1 is stored transposed (dims[0], dims[1]).
-        ``grad`` is overwritten where factors lie and nowhere else.
+        Factor j has d_j d_{j-1} numbers where the plan says; W_1 is stored transposed (d_0, d_1). ``grad`` is
+        overwritten where factors lie and nowhere else.
     losses : (B,) float64
         Overwritten with sum w rho.
     factors : (B,)
         The gradient is that of factor_b sum w rho / 2.
-    offsets, dims : (N,) and (N + 1,) int64
-        N >= 2.
-    cut, places : int and int64 array
-        As for, and from ``chain_places``.
+    steps, ends, sizes
+        From ``chain_plan``.
     indptr, indices, colptr, rows, order
         The entries by rows (``entry_sort``) and by columns (``entry_blocks`` with one block). Not read when ``dense``.
     y, w : (1 or B, nnz + PAD), or (1 or B, n1 n2) when ``dense``
@@ -187,86 +236,97 @@ def chain_runs(
         From ``chain_loss``.
     u, v : (B, n1) and (B, n2)
         If ``probing``, replaced by G v and G^T u, where G is the gradient of sum w rho / 2; else not read.
-    work : (B, length from ``chain_places``)
-        Scratch, overwritten; P, Q^T and the residuals stay where ``places`` says.
+    work : (B, length of the plan)
+        Scratch, overwritten; P, Q^T and the residuals stay where ``ends`` says.
     begin, end : int
         The runs to evaluate.
     """
-    depth = dims.shape[0] - 1
-    n1, n2, h = dims[depth], dims[0], dims[cut]
-    first, last = offsets[0], offsets[depth - 1]
-    r_at, c_at, pack = places[depth + 3], places[depth + 4], places[depth + 5]
-    lanes = row_width(work, (0,))
-    padded = (h + lanes - 1) // lanes * lanes
-    # Numba would compile every callee once more for each pattern of literal arguments.
-    none, one = np.int64(0), np.int64(1)
+    turn, n1, n2, h, padded, pack = sizes
+    r_at, c_at = ends[0, 2], ends[1, 2]
+    pointers, places, vectors = (indptr, colptr), (indices, rows), (v, u)
     for b in range(begin, end):
-        g0, x0, scratch, factor = grad[b], flat[b], work[b], factors[b]
-        yb, wb = y[b % y.shape[0]], w[b % w.shape[0]]
-        p, p_at, q, q_at = places_of_halves(x0, offsets, dims, cut, places, scratch)
-        # Q^T: R_j = R_{j-1} W_j^T from R_1 = W_1^T. P: L_j = L_{j+1} W_j from L_N = W_N.
-        if cut == 1 and padded > h:
-            _pad(scratch, q_at, padded, x0, first, h, n2)
-        x, x_at = x0, first
-        for j in range(2, cut + 1):
-            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-            ld = padded if j == cut else d
-            gemm(scratch, places[j], ld, x, x_at, e, one, x0, f, one, e, n2, d, e, scratch, pack)
-            x, x_at = scratch, places[j]
-        if cut == depth - 1 and padded > h:
-            _pad(scratch, p_at, padded, x0, last, h, n1)
-        x, x_at = x0, last
-        for j in range(depth - 1, cut, -1):
-            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-            ld = padded if j == cut + 1 else e
-            gemm(scratch, places[j], ld, x, x_at, d, one, x0, f, e, one, n1, e, d, scratch, pack)
-            x, x_at = scratch, places[j]
-        # G Q^T and G^T P; they are gradients themselves where no factor lies behind.
-        gp, gp_at, gq, gq_at = scratch, places[depth + 1], scratch, places[depth + 2]
-        if cut == depth - 1:
-            gp, gp_at = g0, last
-        if cut == 1:
-            gq, gq_at = g0, first
-        if dense:
-            gemm(scratch, r_at, n2, p, p_at, padded, one, q, q_at, one, padded, n1, n2, h, scratch, pack)
-            total = dense_cells(scratch, r_at, yb, wb, loss, none, n1 * n2, weighted, factor)
-            gemm(gp, gp_at, h, scratch, r_at, n2, one, q, q_at, padded, one, n1, h, n2, scratch, pack)
-            gemm(gq, gq_at, h, scratch, r_at, one, n2, p, p_at, padded, one, n2, h, n1, scratch, pack)
-            if probing:
-                dense_matvec(scratch, pack, scratch, r_at, n2, one, v[b], n1, n2, 1 / factor)
-                dense_matvec(v[b], none, scratch, r_at, one, n2, u[b], n2, n1, 1 / factor)
-        else:
-            total = sampled_residuals(
-                scratch, r_at, p, p_at, q, q_at, padded, n1, indptr, indices, yb, wb, loss, weighted, factor
+        buffers, scratch, factor = (flat[b], grad[b], work[b]), work[b], factors[b]
+        for s in range(steps.shape[0] + 1):
+            if s == turn:
+                yb, wb = y[b % y.shape[0]], w[b % w.shape[0]]
+                if dense:
+                    losses[b] = dense_cells(scratch, r_at, yb, wb, loss, 0, n1 * n2, weighted, factor)
+                else:
+                    losses[b] = sampled_residuals(
+                        scratch,
+                        r_at,
+                        buffers[ends[1, 3]],
+                        ends[1, 4],
+                        buffers[ends[0, 3]],
+                        ends[0, 4],
+                        padded,
+                        n1,
+                        indptr,
+                        indices,
+                        yb,
+                        wb,
+                        loss,
+                        weighted,
+                        factor,
+                    )
+                    sampled_reorder(scratch, c_at, scratch, r_at, order)
+                    for side in range(2):
+                        sampled_gather(
+                            buffers[ends[side, 0]],
+                            ends[side, 1],
+                            h,
+                            scratch,
+                            ends[side, 2],
+                            buffers[ends[side, 3]],
+                            ends[side, 4],
+                            padded,
+                            ends[side, 5],
+                            pointers[side],
+                            places[side],
+                        )
+                if probing:
+                    # Both products before either vector is overwritten.
+                    for i in range(n1 + n2):
+                        side, i_side = (0, i) if i < n1 else (1, i - n1)
+                        x, total = vectors[side][b], 0.0
+                        if dense:
+                            row, column = (n2, 1) if side == 0 else (1, n2)
+                            for j in range(x.shape[0]):
+                                total += scratch[r_at + i_side * row + j * column] * x[j]
+                        else:
+                            for k in range(pointers[side][i_side], pointers[side][i_side + 1]):
+                                total += scratch[ends[side, 2] + k] * x[places[side][k]]
+                        scratch[pack + i] = total / factor
+                    for i in range(n1):
+                        u[b, i] = scratch[pack + i]
+                    for i in range(n2):
+                        v[b, i] = scratch[pack + n1 + i]
+            if s == steps.shape[0]:
+                break
+            if steps[s, 13] < 0:
+                at, ld, source, n = steps[s, 1], steps[s, 2], steps[s, 4], steps[s, 12]
+                for i in range(steps[s, 11]):
+                    for c in range(0, ld, row_width(scratch, (0,))):
+                        store(scratch, at + i * ld + c, load_first(buffers[FLAT], source + i * n + c, n - c))
+                continue
+            gemm(
+                buffers[steps[s, 0]],
+                steps[s, 1],
+                steps[s, 2],
+                buffers[steps[s, 3]],
+                steps[s, 4],
+                steps[s, 5],
+                steps[s, 6],
+                buffers[steps[s, 7]],
+                steps[s, 8],
+                steps[s, 9],
+                steps[s, 10],
+                steps[s, 11],
+                steps[s, 12],
+                steps[s, 13],
+                scratch,
+                pack,
             )
-            sampled_gather(gp, gp_at, h, scratch, r_at, q, q_at, padded, n1, indptr, indices)
-            sampled_reorder(scratch, c_at, scratch, r_at, order)
-            sampled_gather(gq, gq_at, h, scratch, c_at, p, p_at, padded, n2, colptr, rows)
-            if probing:
-                sampled_matvec(scratch, pack, scratch, r_at, v[b], n1, indptr, indices, 1 / factor)
-                sampled_matvec(v[b], none, scratch, c_at, u[b], n2, colptr, rows, 1 / factor)
-        if probing:
-            for i in range(n1):
-                u[b, i] = scratch[pack + i]
-        # Back through the left side, W_{cut+1} first: dW_j = L_{j+1}^T g, then g = g W_j^T in the place of L_{j+1}.
-        for j in range(cut + 1, depth):
-            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-            x, x_at, into, to = scratch, places[j + 1], scratch, places[j + 1]
-            if j == depth - 1:
-                x, x_at, into, to = x0, last, g0, last
-            gemm(g0, f, e, x, x_at, one, d, gp, gp_at, e, one, d, e, n1, scratch, pack)
-            gemm(into, to, d, gp, gp_at, e, one, x0, f, one, e, n1, d, e, scratch, pack)
-            gp, gp_at = into, to
-        # And through the right side, W_cut first: dW_j = g^T R_{j-1}, then g = g W_j in the place of R_{j-1}.
-        for j in range(cut, 1, -1):
-            d, e, f = dims[j], dims[j - 1], offsets[j - 1]
-            x, x_at, into, to = scratch, places[j - 1], scratch, places[j - 1]
-            if j == 2:
-                x, x_at, into, to = x0, first, g0, first
-            gemm(g0, f, e, gq, gq_at, one, d, x, x_at, e, one, d, e, n2, scratch, pack)
-            gemm(into, to, e, gq, gq_at, d, one, x0, f, e, one, n2, e, d, scratch, pack)
-            gq, gq_at = into, to
-        losses[b] = total
 
 
 @njit(parallel=True, **_SETTINGS)
@@ -275,10 +335,9 @@ def chain_runs_parallel(
     losses,
     flat,
     factors,
-    offsets,
-    dims,
-    cut,
-    places,
+    steps,
+    ends,
+    sizes,
     indptr,
     indices,
     colptr,
@@ -301,10 +360,9 @@ def chain_runs_parallel(
             losses,
             flat,
             factors,
-            offsets,
-            dims,
-            cut,
-            places,
+            steps,
+            ends,
+            sizes,
             indptr,
             indices,
             colptr,

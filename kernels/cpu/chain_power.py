@@ -1,15 +1,12 @@
-"""Power steps at the point that ``chain_runs`` evaluated last: leading singular vectors of W = P Q and of G.
+"""Power steps at the point that ``chain_runs`` evaluated last: the leading singular vectors of W = P Q.
 
-P, Q^T and the residuals lie in its scratch; W and G are never formed. A batch goes one run after the other: a step is a
-few passes over what is in cache.
+P and Q^T lie in its scratch; W is never formed. A batch goes one run after the other: a step is a few passes over what
+is in cache.
 """
 
 import numpy as np
 from numba import njit
 
-from fastdmf.kernels.cpu.chain import places_of_halves
-from fastdmf.kernels.cpu.dense import dense_matvec
-from fastdmf.kernels.cpu.sampled import sampled_matvec
 from fastdmf.kernels.cpu.vectors import (
     fma,
     load,
@@ -24,15 +21,15 @@ from fastdmf.kernels.cpu.vectors import (
     zero_row,
 )
 
-__all__ = ["chain_gradient_power", "chain_power"]
+__all__ = ["chain_power"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"chain": "908c8e055518", "dense": "7c3f1bb44af0", "sampled": "6e0326bf03df", "vectors": "fda00a159f57"}
+BUILT_ON = {"vectors": "fda00a159f57"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _rows_times(out, at, x, x_at, h, rows, t, t_at):
     """Overwrite ``out`` (rows,), from out[at] on, with the inner products of the rows (h,) of a matrix with t."""
     lanes = row_width(x, (0,))
@@ -43,7 +40,7 @@ def _rows_times(out, at, x, x_at, h, rows, t, t_at):
         store_first(out, at + i, splat(x, sum1(total)), 1)
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _sum_of_rows(out, at, x, x_at, h, rows, v, v_at):
     """Overwrite ``out`` (h,), from out[at] on, with the sum of v_i times row i (h,) of a matrix."""
     like = (0, 0, 0, 0)
@@ -62,75 +59,27 @@ def _sum_of_rows(out, at, x, x_at, h, rows, v, v_at):
 
 
 @njit(**_SETTINGS)
-def _power(v, flat, offsets, dims, cut, places, steps, work):
-    """Do one run's power steps; return its norm."""
-    depth = dims.shape[0] - 1
-    n1, n2, h, pack = dims[depth], dims[0], dims[cut], places[depth + 5]
-    p, p_at, q, q_at = places_of_halves(flat, offsets, dims, cut, places, work)
-    none, lanes = np.int64(0), row_width(work, (0,))
-    padded = (h + lanes - 1) // lanes * lanes
-    t, u = pack, pack + padded
-    for step in range(steps + 1):
-        _sum_of_rows(work, t, q, q_at, padded, n2, v, none)
-        _rows_times(work, u, p, p_at, padded, n1, work, t)
-        if step == steps:
-            break
-        _sum_of_rows(work, t, p, p_at, padded, n1, work, u)
-        _rows_times(work, u, q, q_at, padded, n2, work, t)
-        total = 0.0
-        for j in range(n2):
-            total += np.float64(work[u + j]) * np.float64(work[u + j])
-        if total > 0:
-            for j in range(n2):
-                v[j] = work[u + j] / np.sqrt(total)
-    total = 0.0
-    for i in range(n1):
-        total += np.float64(work[u + i]) * np.float64(work[u + i])
-    return np.sqrt(total)
-
-
-@njit(**_SETTINGS)
-def chain_power(norms, v, flat, offsets, dims, cut, places, steps, work):
+def chain_power(norms, v, flat, ends, sizes, steps, work):
     """Improve ``v`` (B, n2) by power steps on W^T W, in place; a zero product leaves it as it is.
 
-    ``norms`` (B,) float64 is overwritten with ||W v||; the other arguments are those of the evaluation. Four products
-    of a thin matrix and a vector a step.
+    ``norms`` (B,) float64 is overwritten with ||W v||; ``ends`` and ``sizes`` are those of the plan, ``work`` is the
+    scratch of the evaluation. Four products of a thin matrix and a vector a step.
     """
+    _, n1, n2, _, padded, pack = sizes
+    t, u = pack, pack + padded
     for b in range(flat.shape[0]):
-        norms[b] = _power(v[b], flat[b], offsets, dims, cut, places, steps, work[b])
-
-
-@njit(**_SETTINGS)
-def _unit(out, x, at):
-    """Write x / ||x||, which begins at x[at], unless it is zero; return the norm."""
-    total = 0.0
-    for i in range(out.shape[0]):
-        total += np.float64(x[at + i]) * np.float64(x[at + i])
-    if total > 0:
-        for i in range(out.shape[0]):
-            out[i] = x[at + i] / np.sqrt(total)
-    return np.sqrt(total)
-
-
-@njit(**_SETTINGS)
-def chain_gradient_power(norms, u, v, factors, dims, places, indptr, indices, colptr, rows, dense, steps, work):
-    """Improve ``u`` (B, n1) and ``v`` (B, n2) towards the leading singular pair of G, in place.
-
-    G is the gradient of sum w rho / 2. A step is u, v = unit(G v), unit(G^T u); ``norms`` (B,) float64 is overwritten
-    with the last ||G v||. The other arguments are those of the evaluation.
-    """
-    depth = dims.shape[0] - 1
-    n1, n2 = dims[depth], dims[0]
-    r_at, c_at, at = places[depth + 3], places[depth + 4], places[depth + 5]
-    one = np.int64(1)
-    for b in range(u.shape[0]):
-        scratch, factor = work[b], 1 / np.float64(factors[b])
-        for _ in range(steps):
-            if dense:
-                dense_matvec(scratch, at, scratch, r_at, n2, one, v[b], n1, n2, factor)
-                dense_matvec(scratch, at + n1, scratch, r_at, one, n2, u[b], n2, n1, factor)
-            else:
-                sampled_matvec(scratch, at, scratch, r_at, v[b], n1, indptr, indices, factor)
-                sampled_matvec(scratch, at + n1, scratch, c_at, u[b], n2, colptr, rows, factor)
-            norms[b] = _unit(u[b], scratch, at)
-            _unit(v[b], scratch, at + n1)
+        scratch, buffers = work[b], (flat[b], flat[b], work[b])
+        # W v, then W^T of that, and so on: through one side into t, through the other side out of it.
+        for half in range(2 * steps + 1):
+            side = half % 2
+            rows, others = (n2, n1) if side == 0 else (n1, n2)
+            x, x_at = (v[b], scratch)[side], u if side == 1 else 0
+            _sum_of_rows(scratch, t, buffers[ends[side, 3]], ends[side, 4], padded, rows, x, x_at)
+            _rows_times(scratch, u, buffers[ends[1 - side, 3]], ends[1 - side, 4], padded, others, scratch, t)
+            total = 0.0
+            for i in range(others):
+                total += np.float64(scratch[u + i]) * np.float64(scratch[u + i])
+            norms[b] = np.sqrt(total)
+            if side == 1 and total > 0:
+                for i in range(n2):
+                    v[b, i] = scratch[u + i] / norms[b]

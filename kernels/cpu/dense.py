@@ -22,7 +22,7 @@ from fastdmf.kernels.cpu.vectors import (
     zero_sum,
 )
 
-__all__ = ["dense_cells", "dense_matvec", "dense_residual", "dense_residual_serial"]
+__all__ = ["dense_cells", "dense_residual", "dense_residual_serial"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
 BUILT_ON = {"vectors": "fda00a159f57"}
@@ -32,7 +32,7 @@ _DENSE_CHUNK = 8192  # cells of a dense mask whose losses are one partial sum
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def dense_cells(g, at, y, w, loss, begin, end, weighted, factor):
     """Replace g, which begins at g[at], by factor w psi(g - y) on the flat cells begin..end; return sum w rho."""
     lanes = row_width(g, (0,))
@@ -95,13 +95,3 @@ def dense_residual_serial(g, losses, y, w, code, delta):
     """Work as ``dense_residual`` does, on the calling thread."""
     weighted = w is not None
     _dense_serial(g, losses, y, w if weighted else y, loss_numbers(code, delta), weighted)
-
-
-@njit(**_SETTINGS)
-def dense_matvec(out, at, g, g_at, row, column, v, m, k, factor):
-    """Overwrite ``out`` (m,), which begins at out[at], with ``factor`` times a matrix of m rows times v (k,)."""
-    for i in range(m):
-        total = 0.0
-        for t in range(k):
-            total += g[g_at + i * row + t * column] * v[t]
-        out[at + i] = factor * total

@@ -50,7 +50,7 @@ def gemm_work(n, k, dtype):
     return (-(-n // multiple) + 1) * multiple * k
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _pack_panels(work, place, b, at, row, column, k, n):
     """Copy B into panels: column j of the panel that begins with column i lies at i k + j, rows one after another."""
     lanes = row_width(b, (0,))
@@ -83,7 +83,7 @@ def _pack_panels(work, place, b, at, row, column, k, n):
                 to += width
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _pack_strip(work, place, a, at, column, k, left, width):
     """Copy ``width`` rows of a matrix that lies in columns, zeros behind the first ``left``: a column after another."""
     lanes = row_width(a, (0,))
@@ -137,7 +137,7 @@ def _strip(like, c, at, ldc, room, a, rows, step, work, panels, begin, end, left
                 store_first(c, to + 5 * ldc, c5, columns)
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def gemm(c, c_at, ldc, a, a_at, a_row, a_column, b, b_at, b_row, b_column, m, n, k, work, work_at):
     """Overwrite C (m x n), which begins at c[c_at] with rows ``ldc`` apart, with A B.
 

@@ -24,7 +24,7 @@ from fastdmf.kernels.cpu.vectors import (
     zero_row,
 )
 
-__all__ = ["slices_dot", "slices_move", "slices_unit"]
+__all__ = ["slices_dot", "slices_move"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
 BUILT_ON = {"vectors": "fda00a159f57"}
@@ -35,7 +35,7 @@ _RANGE = 4096  # numbers of one partial sum, and of one item of parallel work
 _SERIAL = 1 << 18  # numbers in all under which a parallel region costs more than it saves
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _move(out, x, steps, direction, item, ranges):
     """Move one range of one slice."""
     b, begin = item // ranges, item % ranges * _RANGE
@@ -50,7 +50,7 @@ def _move(out, x, steps, direction, item, ranges):
         store_first(out, c, fma(t, load_first(direction, c, left), load_first(x, c, left)), left)
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _dot(partial, a, b, item):
     """Write one range's part of the inner product of one slice."""
     ranges = partial.shape[1]
@@ -67,7 +67,7 @@ def _dot(partial, a, b, item):
     partial[i, item % ranges] = sum1(rest)
 
 
-@njit(**_SETTINGS)
+@njit(inline="always", **_SETTINGS)
 def _sum(out, partial):
     """Add the parts of every slice in order."""
     for b in range(partial.shape[0]):
@@ -91,16 +91,14 @@ def _move_parallel(out, x, steps, direction):
 
 
 @njit(**_SETTINGS)
-def _dot_serial(out, a, b):
-    partial = np.empty((a.shape[0], -(-a.shape[1] // _RANGE)))
+def _dot_serial(out, partial, a, b):
     for item in range(partial.size):
         _dot(partial, a, b, item)
     _sum(out, partial)
 
 
 @njit(parallel=True, **_SETTINGS)
-def _dot_parallel(out, a, b):
-    partial = np.empty((a.shape[0], -(-a.shape[1] // _RANGE)))
+def _dot_parallel(out, partial, a, b):
     for item in prange(partial.size):
         _dot(partial, a, b, item)
     _sum(out, partial)
@@ -116,17 +114,5 @@ def slices_move(out, x, steps, direction):
 
 def slices_dot(out, a, b):
     """Overwrite ``out`` (B,) float64 with the inner products of the slices of ``a`` and ``b``, both (B, D)."""
-    (_dot_serial if a.size < _SERIAL else _dot_parallel)(out, a, b)
-
-
-@njit(**_SETTINGS)
-def slices_unit(out, norms, a, chosen):
-    """Write a_b / ||a_b|| to the slices of ``out`` that are ``chosen`` and whose a_b is not zero; all norms to (B,)."""
-    for b in range(a.shape[0]):
-        total = 0.0
-        for c in range(a.shape[1]):
-            total += np.float64(a[b, c]) * np.float64(a[b, c])
-        norms[b] = np.sqrt(total)
-        if chosen[b] and total > 0:
-            for c in range(a.shape[1]):
-                out[b, c] = a[b, c] / norms[b]
+    partial = np.empty((a.shape[0], -(-a.shape[1] // _RANGE)))
+    (_dot_serial if a.size < _SERIAL else _dot_parallel)(out, partial, a, b)
