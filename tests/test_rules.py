@@ -274,7 +274,9 @@ def test_auto_converges_on_every_operator(name, depth, rng):
     n1, n2 = 14, 11
     op = OPERATORS[name](n1, n2, 120, rng)
     truth = rng.standard_normal((n1, 2)) @ rng.standard_normal((2, n2))
-    solution = fastdmf.solve(op, op.apply(truth), depth=depth, random_state=0, tol=1e-9)
+    # Of 32 such instances at depth 5 one or two take more than the default of 2000 steps (medians 450 to 550), and
+    # rounding decides which: the bits of a power step moved the first of them from 1183 to more than 2000.
+    solution = fastdmf.solve(op, op.apply(truth), depth=depth, random_state=0, tol=1e-9, max_iter=4000)
     assert solution.status is Status.CONVERGED
     assert np.linalg.norm(op.apply(solution.matrix()) - op.apply(truth)) < 1e-4 * np.linalg.norm(op.apply(truth))
 
