@@ -42,7 +42,7 @@ class Backend:
 
 _CPU = Backend("cpu", np)
 _workqueue = RLock()
-_blas = SimpleNamespace(lock=Lock(), users=0, limiter=None)
+_blas = SimpleNamespace(lock=Lock(), users=0, controller=None, limiter=None)
 
 
 def cuda_report():
@@ -109,11 +109,13 @@ def _single_blas_thread():
     """
     # Products inside compiled kernels are scipy's BLAS, which must be loaded before it can be limited.
     import scipy.linalg.cython_blas  # noqa: F401
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
     with _blas.lock:
         if _blas.users == 0:
-            _blas.limiter = threadpool_limits(1, user_api="blas")
+            # The libraries are looked for once: that takes 5 ms, as long as many a small call.
+            _blas.controller = _blas.controller or ThreadpoolController()
+            _blas.limiter = _blas.controller.limit(limits=1, user_api="blas")
         _blas.users += 1
     try:
         yield

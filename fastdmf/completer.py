@@ -353,8 +353,10 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
             raise ValueError("return_std=True needs the variational solver: the descent has no posterior")
         i, j = self._places(read_entries(X, None, self.columns))
         with thread_limits(self.n_threads):
-            out = self._clip(self._model.predict(i, j)).astype(self._model.y.dtype)
-            parts = [out, np.sqrt(self._model.spread(i, j)).astype(out.dtype)] if return_std else [out]
+            parts = self._model.predict(i, j, return_std)
+        parts = list(parts) if return_std else [parts]
+        self._clip(parts[0])
+        parts = [part.astype(self._model.y.dtype) for part in parts]
         if sparse.issparse(X):
             parts = [_like(X, part) for part in parts]
         return tuple(parts) if return_std else parts[0]

@@ -25,7 +25,7 @@ _STEPS, _TOL = 30, 1e-6
 # Turns of rows, then columns, in a partial fit. MovieLens-100K u1 in two halves: 0.9198, 0.9176, 0.9166 and 0.9163
 # after 1, 2, 4 and 8, where one fit of everything, which also learns more components, has 0.8928 and the half 0.9383.
 _ROUNDS = 2
-_BLOCK = 100_000  # pairs predicted at a time
+_MOST = 1e30  # a precision that float32 holds, times any count
 
 
 @dataclass
@@ -92,14 +92,29 @@ class FactorModel:
 
     # --- predictions -------------------------------------------------------------------------------------------------
 
-    def predict(self, rows, cols):
-        """Return predictions (k,) at the pairs, float64; -1 stands for an unknown row or column."""
-        p, q = self.rows.x, self.columns.x
-        out = np.empty(len(rows))
-        for k in range(0, len(rows), _BLOCK):
-            at = slice(k, k + _BLOCK)
-            out[at] = self.mean + np.einsum("kh,kh->k", p[rows[at]], q[cols[at]])
-        return out
+    def predict(self, rows, cols, return_std=False):
+        """Return predictions (k,) at the pairs, float64; -1 stands for an unknown row or column.
+
+        With ``return_std`` also the standard deviations sqrt(s + sum_k p^2 W + V q^2 + V W).
+        """
+        kernels, x, y = get_backend().kernels, self.rows.x, self.columns.x
+        # The kernel takes places from the front, all of one type.
+        places = [np.where(i < 0, n, i).astype(np.int64) for i, n in ((rows, len(x) - 1), (cols, len(y) - 1))]
+        means = np.empty(len(rows), x.dtype)
+        if not return_std:
+            kernels.pair_predict(means, x, y, *places)
+            return self.mean + means.astype(np.float64)
+        spreads = np.empty_like(means)
+        kernels.pair_moments(means, spreads, x, y, *places, *self._precisions(0), *self._precisions(1))
+        return self.mean + means.astype(np.float64), np.sqrt(self.noise + spreads.astype(np.float64))
+
+    def _precisions(self, axis):
+        """Return counts, growth with the count, and start, of the posterior precisions 1 / V of a side."""
+        side, other = self._sides(axis)
+        with np.errstate(divide="ignore"):
+            start = np.where(side.free > 0, 1 / side.prior, np.inf)
+        growth = np.minimum((other.second + other.variance) / self.noise, _MOST)
+        return [np.ascontiguousarray(v, side.x.dtype) for v in (side.counts, growth, start)]
 
     def block(self, rows, cols=None):
         """Return predictions of whole rows (r, n2), or of rows at some columns (r, c), in the dtype of the factors."""
@@ -129,17 +144,6 @@ class FactorModel:
         """Return (rows, cols) of the entries."""
         sizes = np.diff(self.indptr)
         return np.repeat(np.arange(len(sizes)), sizes), self.indices[: self.indptr[-1]]
-
-    def spread(self, rows, cols):
-        """Return the predictive variances s + sum_k p^2 W + V q^2 + V W at the pairs, (k,) float64."""
-        out = np.empty(len(rows))
-        for k in range(0, len(rows), _BLOCK):
-            at = slice(k, k + _BLOCK)
-            i, j = rows[at], cols[at]
-            v, w = self.variances(0, self.rows.counts[i]), self.variances(1, self.columns.counts[j])
-            x, y = (side.x[index].astype(np.float64) for side, index in ((self.rows, i), (self.columns, j)))
-            out[at] = self.noise + np.einsum("kh,kh->k", x**2 + v, w) + np.einsum("kh,kh->k", v, y**2)
-        return out
 
     # --- rows and columns that come later ----------------------------------------------------------------------------
 

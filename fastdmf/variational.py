@@ -22,7 +22,6 @@ _FEATURES = 64
 _FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
 _STOP_FROM = 5  # sweeps before the evidence may end the fit
 _BIAS_SLACK = 0.97
-_BLOCK = 100_000  # pairs predicted at a time
 
 
 @dataclass(repr=False)
@@ -58,17 +57,8 @@ class VariationalSolution(Solution):
             Also return sqrt(s + sum_k p^2 V' + V q^2 + V V'), the predictive standard deviation. It is right on
             average and too flat between pairs: pairs it calls certain err more than it says, uncertain ones less.
         """
-        p, q = self.sweeps.rows, self.sweeps.columns
-        mean, variance = np.empty(len(rows)), np.empty(len(rows) if return_std else 0)
-        for k in range(0, len(rows), _BLOCK):
-            at = slice(k, k + _BLOCK)
-            i, j = rows[at], cols[at]
-            x, y = p.x[i], q.x[j]
-            mean[at] = self.mean + np.einsum("kh,kh->k", x, y)
-            if return_std:
-                v, w = p.variances_of(i), q.variances_of(j)
-                variance[at] = self.noise + np.einsum("kh,kh->k", x**2 + v, w) + np.einsum("kh,kh->k", v, y**2)
-        return (mean, np.sqrt(variance)) if return_std else mean
+        with thread_limits():
+            return self.factor_model().predict(rows, cols, return_std)
 
     def factor_model(self):
         """Return the fit as a :class:`FactorModel`: what rows and columns that come later need, and the entries."""

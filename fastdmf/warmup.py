@@ -58,7 +58,8 @@ def _ratings(dtype):
     mask = _mask()
     for width in (30, 62):
         y = np.linspace(-1, 1, mask.size, dtype=dtype)
-        vbmf(mask, y, width=width, implicit_features=True, random_state=0, on_failure="ignore")
+        solution = vbmf(mask, y, width=width, implicit_features=True, random_state=0, on_failure="ignore")
+    solution.predict(mask.rows, mask.cols, return_std=True)
 
 
 JOBS = {

@@ -216,3 +216,16 @@ def two_loop(pairs, g, base):
     for s, y in pairs:
         q += (alphas.pop() - np.dot(y, q) / np.dot(s, y)) * s
     return q
+
+
+def pair_moments(x, y, rows, cols, row_counts, a, e, column_counts, b, f):
+    """Return x_i . y_j and sum_h (x_ih^2 + V_ih) W_jh + V_ih y_jh^2 at each pair."""
+    means, spreads = np.zeros(len(rows)), np.zeros(len(rows))
+    for k, (i, j) in enumerate(zip(rows, cols)):
+        for h in range(x.shape[1]):
+            p, q = float(x[i, h]), float(y[j, h])
+            v = 1 / (float(row_counts[i]) * float(a[h]) + float(e[h]))
+            w = 1 / (float(column_counts[j]) * float(b[h]) + float(f[h]))
+            means[k] += p * q
+            spreads[k] += (p * p + v) * w + v * q * q
+    return means, spreads

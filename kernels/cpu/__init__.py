@@ -7,6 +7,7 @@ from fastdmf.kernels.cpu.entry import *  # noqa: F403
 from fastdmf.kernels.cpu.entry_index import *  # noqa: F403
 from fastdmf.kernels.cpu.gaussian import *  # noqa: F403
 from fastdmf.kernels.cpu.lbfgs import *  # noqa: F403
+from fastdmf.kernels.cpu.pairs import *  # noqa: F403
 from fastdmf.kernels.cpu.row_solve import *  # noqa: F403
 from fastdmf.kernels.cpu.sampled import *  # noqa: F403
 from fastdmf.kernels.cpu.seeded import *  # noqa: F403
