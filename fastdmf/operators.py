@@ -1,5 +1,7 @@
 """The operators: entry masks, dense, seeded and rank-one measurements, and any scipy LinearOperator."""
 
+from copy import copy
+
 import numpy as np
 
 from fastdmf.contract import Bound, Operator, check_real, check_shape
@@ -21,19 +23,28 @@ class GaussianDense(Operator):
         The measurement matrices; float32 and float64 are kept as they are.
     shape : tuple of int, optional
         (n1, n2), needed when ``a`` is flat.
+    storage : {None, "float16"}
+        ``"float16"`` keeps a copy of ``a`` rounded to half precision, for half of float32's memory and time; whatever
+        is computed with it is float32.
 
     Raises
     ------
     TypeError, ValueError
-        If ``a`` is not real and finite, or does not fit ``shape``.
+        If ``a`` is not real and finite, does not fit ``shape``, or has numbers too large or too small for float16.
 
     Notes
     -----
     One evaluation reads A once: four rows at a time, r = A vec(W) - y, then G += A^T (w psi) while they are in cache.
     """
 
-    def __init__(self, a, shape=None):
-        a = check_real("a", a, (2, 3))
+    # Rounding to float16 leaves 2e-4 of the norm where its normal numbers, from 6e-5 on, hold the weight.
+    _MOST_ROUNDING = 1e-3
+    _BLOCK = 1 << 20  # numbers that are converted at once
+
+    def __init__(self, a, shape=None, *, storage=None):
+        if storage not in (None, "float16"):
+            raise ValueError(f"storage must be None or 'float16', got {storage!r}")
+        a = check_real("a", a, (2, 3)) if storage is None else self._rounded(np.asarray(a))
         if a.ndim == 3 and shape is None:
             shape = a.shape[1:]
         if shape is None:
@@ -44,22 +55,66 @@ class GaussianDense(Operator):
             raise ValueError(f"a of shape {a.shape} does not fit shape={self.shape} ({n1 * n2} entries)")
         self.a = a.reshape(len(a), n1 * n2)
         self.size = len(a)
+        self.storage = storage
+
+    @classmethod
+    def _rounded(cls, a):
+        """Return ``a`` as float16, checked and converted a block at a time."""
+        check_real("a", a[:0] if a.ndim in (2, 3) else a, (2, 3))
+        out = np.empty(a.shape, np.float16)
+        step = max(cls._BLOCK // max(a[:1].size, 1), 1)
+        error = total = 0.0
+        for i in range(0, len(a), step):
+            block, half = check_real("a", a[i : i + step], (2, 3)), out[i : i + step]
+            with np.errstate(over="ignore"):
+                half[:] = block
+            if not np.isfinite(half).all():
+                raise ValueError(
+                    f"a holds {np.abs(block).max():.3g}, float16 ends at 65504: scale a and y down, "
+                    "or leave storage=None"
+                )
+            error += np.sum((block - half) ** 2, dtype=np.float64)
+            total += np.sum(block**2, dtype=np.float64)
+        if error > cls._MOST_ROUNDING**2 * total:
+            raise ValueError(
+                f"a loses {np.sqrt(error / total):.1e} of its norm in float16, which has few digits below 6e-5: "
+                "scale a and y up, or leave storage=None"
+            )
+        return out
 
     @property
     def dtype(self):
-        return self.a.dtype
+        return np.dtype(np.float32) if self.storage else self.a.dtype
+
+    def _blocks(self):
+        """Yield slices of measurements and A there, in the precision of the computation."""
+        step = max(self._BLOCK // self.a.shape[1], 1) if self.storage else max(self.size, 1)
+        for i in range(0, self.size, step):
+            yield slice(i, i + step), self.a[i : i + step].astype(self.dtype, copy=False)
 
     def apply(self, x):
-        return self.a @ x.ravel()
+        out = np.zeros(self.size, np.result_type(x, self.dtype))
+        for at, a in self._blocks():
+            out[at] = a @ x.ravel()
+        return out
 
     def adjoint(self, r):
-        return (r @ self.a).reshape(self.shape)
+        out = np.zeros(self.a.shape[1], np.result_type(r, self.dtype))
+        for at, a in self._blocks():
+            out += r[at] @ a
+        return out.reshape(self.shape)
 
     def restrict(self, index):
-        return GaussianDense(self.a[index], self.shape)
+        part = copy(self)
+        part.a = self.a[index]
+        part.size = len(part.a)
+        return part
 
     def squared_norms(self):
-        return np.einsum("ij,ij->i", self.a, self.a, dtype=np.float64)
+        out = np.zeros(self.size)
+        for at, a in self._blocks():
+            out[at] = np.einsum("ij,ij->i", a, a, dtype=np.float64)
+        return out
 
     @property
     def _bound(self):
@@ -76,29 +131,47 @@ class _BoundGaussian(Bound):
 
     def __init__(self, operator, backend, y, weights, loss, dtype, width=None, batch=1):
         super().__init__(operator, backend, y, weights, loss, dtype, width, batch)
-        self._a = np.ascontiguousarray(operator.a, dtype)
+        if operator.storage is None:
+            self._a = np.ascontiguousarray(operator.a, dtype)
+        elif dtype == np.float32:
+            self._a = np.ascontiguousarray(operator.a).view(np.uint16)  # the kernels' form of float16
+        else:
+            raise ValueError(f"storage='float16' computes in float32, not in {dtype}: pass dtype='float32'")
+
+    def _run(self, name, out, *arguments, scratch=True):
+        """Call a kernel, or its serial variant where the work is small; ``out`` has a row for each of the batch."""
+        m, d = self._a.shape
+        kernels, batch = self.backend.kernels, len(out)
+        if batch * m * d < self._SERIAL_BELOW:
+            getattr(kernels, f"{name}_serial")(out, *arguments)
+        elif scratch:
+            ranges = min(self._N_RANGES, max(m // 4, 1))
+            getattr(kernels, name)(out, *arguments, self._buffer("partial", (ranges, batch, d)))
+        else:
+            getattr(kernels, name)(out, *arguments)
 
     def loss_and_adjoint(self, x, out):
-        batch, (m, d) = len(x), self._a.shape
+        batch, d = len(x), self._a.shape[1]
         losses = np.empty(batch)
         # Out of place, then over: the kernel reads x while it writes.
         g = self._buffer("g", (batch, d))
-        kernels, loss = self.backend.kernels, self.loss
         x = np.ascontiguousarray(x.reshape(batch, d))
-        arguments = (g, losses, self._a, x, self.y, self.weights, loss.code, loss.delta)
-        if batch * m * d < self._SERIAL_BELOW:
-            kernels.gaussian_loss_pull_serial(*arguments)
-        else:
-            ranges = min(self._N_RANGES, max(m // 4, 1))
-            kernels.gaussian_loss_pull(*arguments, self._buffer("partial", (ranges, batch, d)))
+        data = self.y, self.weights, self.loss.code, self.loss.delta
+        self._run("gaussian_loss_pull", g, losses, self._a, x, *data)
         out[:] = g.reshape(out.shape)
         return losses
 
     def forward(self, p, qt):
         x = np.matmul(p, qt.swapaxes(1, 2)).reshape(len(p), -1)
         out = np.empty((len(p), self.operator.size), self.dtype)
-        self.backend.kernels.gaussian_forward(out, self._a, x)
+        self._run("gaussian_forward", out, self._a, x, scratch=False)
         return out
+
+    def pull(self, r, p, qt):
+        g = self._buffer("g", (len(r), self._a.shape[1]))
+        self._run("gaussian_pull", g, self._a, np.ascontiguousarray(r, self.dtype))
+        g = g.reshape(len(r), *self.operator.shape)
+        return np.matmul(g, qt), np.matmul(g.swapaxes(1, 2), p)
 
 
 class RankOne(Operator):

@@ -251,7 +251,7 @@ class DMFSensing(RegressorMixin, BaseEstimator):
             self.n_features_in_ = operator.shape[0] * operator.shape[1]
             if len(y) != operator.size:
                 raise ValueError(f"A has {operator.size} measurements, y has {len(y)}")
-            return operator, np.asarray(y, np.float64)
+            return operator, np.asarray(y, operator.dtype or np.float64)
         A, shape = _flat(A, None if self.shape is None else self._matrix_shape(None))
         with explain("A and y"):
             A, y = validate_data(self, A, y, dtype=[np.float64, np.float32], order="C", y_numeric=True)

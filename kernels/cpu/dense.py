@@ -25,7 +25,7 @@ from fastdmf.kernels.cpu.vectors import (
 __all__ = ["dense_cells", "dense_residual", "dense_residual_serial"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"vectors": "fda00a159f57"}
+BUILT_ON = {"vectors": "0f2ca2dd1947"}
 
 _DENSE_CHUNK = 8192  # cells of a dense mask whose losses are one partial sum
 

@@ -35,7 +35,7 @@ from fastdmf.kernels.cpu.vectors import (
 __all__ = ["gemm", "gemm_work"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"vectors": "fda00a159f57"}
+BUILT_ON = {"vectors": "0f2ca2dd1947"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 

@@ -49,7 +49,7 @@ from fastdmf.kernels.cpu.vectors import (
 __all__ = ["sampled_gather", "sampled_reorder", "sampled_residuals"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
-BUILT_ON = {"vectors": "fda00a159f57"}
+BUILT_ON = {"vectors": "0f2ca2dd1947"}
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 

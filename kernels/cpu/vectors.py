@@ -56,6 +56,7 @@ __all__ = [
     "maximum",
     "minimum",
     "mul",
+    "pointer",
     "prefetch",
     "prefetch_row",
     "rho_psi",
@@ -158,6 +159,8 @@ def _broadcast(builder, vector, scalar):
 
 
 def _address(context, builder, array_type, array, offset):
+    if isinstance(array_type, types.CPointer):
+        return builder.gep(array, [offset])
     if array_type.layout != "C":
         raise NumbaTypeError(f"explicit vectors need C-contiguous arrays, got {array_type}")
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
@@ -346,6 +349,21 @@ def _load(builder, vec, address, stored):
     value = builder.load(builder.bitcast(address, ir.VectorType(_LLVM[stored], vec.lanes).as_pointer()))
     value.align = _BYTES[stored]
     return _HALVES[stored](builder, vec, value) if stored in _HALVES else value
+
+
+@intrinsic
+def pointer(typingctx, a):
+    """Return the address of a[0], which every operation here takes in the place of the array.
+
+    Arrays that are handed from one compiled function to another are reference-counted there, by atomic operations;
+    an address is a number, and its type says nothing of dimensions or of who may write. Whoever takes it keeps the
+    array alive.
+    """
+
+    def codegen(context, builder, signature, values):
+        return _address(context, builder, a, values[0], _I64(0))
+
+    return types.CPointer(a.dtype)(a), codegen
 
 
 @intrinsic
