@@ -18,8 +18,11 @@ __all__ = [
     "draw_held_out",
     "effective_rank",
     "explain",
+    "halves",
+    "logger",
     "report",
     "set_fitted",
+    "split_svd",
     "start_factors",
     "thin_svd",
     "unit_scale",
@@ -192,6 +195,22 @@ def report(estimator, solution, stacklevel=3):
             ConvergenceWarning,
             stacklevel=stacklevel,
         )
+
+
+def halves(factors):
+    """Return (W_N, W_{N-1} ... W_1)."""
+    right = factors[0]
+    for w in factors[1:-1]:
+        right = w @ right
+    return factors[-1], right
+
+
+def split_svd(left, right, depth, dtype):
+    """Return ``left @ right`` as balanced factors [W_1, ..., W_depth], the inner ones diag(s^(1/depth))."""
+    u, s, vt = thin_svd(left, right)
+    root = s ** (1 / depth)
+    factors = [root[:, None] * vt, *[np.diag(root)] * (depth - 2), u * root]
+    return [np.ascontiguousarray(w, dtype) for w in factors]
 
 
 def thin_svd(left, right):

@@ -11,20 +11,35 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.fitting import (
+    Progress,
     check_settings,
     descend,
     draw_held_out,
     effective_rank,
     explain,
-    set_fitted,
+    halves,
+    logger,
+    report,
     start_factors,
     thin_svd,
     unit_scale,
 )
 from fastdmf.operators import EntryMask
+from fastdmf.row_fits import (
+    RowFit,
+    choose_gaussian,
+    clearly_better,
+    default_shrinkage,
+    fit_gaussian,
+    fit_variational,
+    held_out_errors,
+    make_folds,
+)
+from fastdmf.row_models import LowRankRows
 
 __all__ = ["DMFImputer"]
 
+_SOLVERS = ("auto", "variational", "gaussian", "descent")
 # Depths that compete on the held-out entries where none is asked for. Noisy tables, images and traffic counts want 2,
 # data of exactly low rank want 3.
 _DEPTHS = (2, 3)
@@ -34,6 +49,9 @@ _WIDEST = 500
 # then half of the columns would hardly count in a squared loss. Mixed units are far below (bench/imputer.py: wine
 # 9e-5, breast cancer 4e-7), columns of one unit far above (the lowest, 30 car parks, 0.23).
 _UNSEEN = 0.01
+# In tables of few columns, where one column may be all that tells of another, it is enough that one column's variance
+# is this share of another's (exercise counts beside weights: three columns, 0.006).
+_UNLIKE = 0.1
 # Otherwise columns are centred in tables of few columns, where an offset would use up one of few modes, and in tall
 # ones, where the means are well determined (bench/imputer.py --standardize yes no, half hidden: wine .868 standardised
 # to 1.41 as it is, iris .803 to .997). Elsewhere the leading mode does it as well or better (80 stations x 2700 times:
@@ -45,8 +63,12 @@ _NEGLIGIBLE = 0.01
 # Noise variances tried in the fold-in, in units of the held-out error, and the most rows that they are tried on.
 _NOISE_GRID = np.logspace(-2, 2, 9)
 _NOISE_ROWS = 500
-# Numbers in the largest temporary array of the fold-in (32 MB).
-_CHUNK = 4_000_000
+# Columns up to which their full covariance competes (a step costs up to n p^3 / 4 flops), in all and for each row.
+_NARROW, _NARROW_PER_ROW = 500, 4
+# Exactly low-rank data are suspected where less than the first share of the variance is left at the held-out entries,
+# or, in matrices of so few cells, more than the second.
+_FITTED, _NOT_UNDERSTOOD, _SMALL = 1e-3, 0.1, 30_000
+_FINISHED = 1e-9  # there are no more digits to win
 # Share of the observed entries that ``score`` hides, and the seed that draws them.
 _HIDDEN, _HIDDEN_SEED = 0.2, 0
 
@@ -70,7 +92,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         (3 without held-out entries): noise is filtered better at depth 2, exactly low-rank data completed better at 3.
     width : int or tuple of int, optional
         Inner width or widths, an upper bound on the rank. Default full, min(n_samples, n_features), up to 500.
-    solver : {"auto", "descent"}
+    solver : {"auto", "variational", "gaussian", "descent"}
     rule : str or Rule
         Step rule of the descent, see :func:`fastdmf.solve`; ``"auto"`` has nothing to tune.
     init_scale : float
@@ -235,7 +257,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         UserWarning
             If a column has no observed entry.
         """
-        check_settings(self)
+        check_settings(self, _SOLVERS)
         if not isinstance(self.standardize, (bool, np.bool_)) and self.standardize != "auto":
             raise ValueError(f"standardize must be True, False or 'auto', got {self.standardize!r}")
         X, observed = self._read(X, reset=True)
@@ -250,21 +272,12 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         rows, cols = np.nonzero(observed)
         values = X[rows, cols].astype(np.float64)
         self.mean_, self.scale_ = self._columns(values, cols, X.shape)
-        z = (values - self.mean_[cols]) / self.scale_[cols]
-        unit = unit_scale(z)
-        entries = np.asarray(z / (unit or 1.0), X.dtype)
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
-        held_out = spare_last_entries(draw_held_out(self.validation_fraction, len(z), random), rows, cols)
-
-        start = start_factors(self, X.shape, unit)
-        solution = self._descend(EntryMask(rows, cols, X.shape), entries, held_out, start, seed)
-        set_fitted(self, solution, unit)
-        self._settle(observed, solution)
-        known = slice(None) if held_out is None else held_out
-        noise = self._set_fold_in(observed, solution, z[known], rows[known], cols[known])
-        if held_out is not None:
-            self.noise_variance_ = self._best_noise(X, observed, rows[held_out], cols[held_out], noise)
+        held_out = spare_last_entries(draw_held_out(self.validation_fraction, len(values), random), rows, cols)
+        # A column that is empty at fit has no part in the model.
+        z = np.where(observed, (X - self.mean_) / self.scale_, 0.0)[:, ~self._empty]
+        self._keep(self._choose(z, observed[:, ~self._empty], held_out, seed, X.dtype))
         self.indicator_ = None
         if self.add_indicator:
             self.indicator_ = MissingIndicator(error_on_new=False).fit(np.where(observed, X, np.nan))
@@ -304,6 +317,33 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             flags = self.indicator_.transform(np.where(observed, X, np.nan))
             out = np.hstack([out, flags.astype(out.dtype)])
         return out
+
+    def uncertainty(self, X):
+        """Return the standard deviation of what ``transform`` fills into each hole, 0 where X is observed.
+
+        It is that of the row's conditional distribution, given its observed entries and the fitted model: a value in a
+        hole is to be expected within one standard deviation of what is filled in about two times out of three.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features) or without the columns that ``transform`` drops
+            In the units of X, bounds aside; NaN for columns without any observed entry at ``fit``.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        ValueError
+            As for ``transform``.
+        """
+        check_is_fitted(self)
+        X, observed = self._read(X, reset=False)
+        _, variances = self._fill(X, observed, variances=True)
+        return np.sqrt(variances).astype(X.dtype)[:, self._kept()]
 
     def reconstruct(self):
         """Return the fitted matrix mean_ + scale_ * (W_N ... W_1), shape (n_samples, n_features_out).
@@ -433,6 +473,10 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _column_names(self, which):
         return getattr(self, "feature_names_in_", np.arange(self.n_features_in_))[which]
 
+    def _log(self, text):
+        if self.verbose:
+            logger.info("%s %s", type(self).__name__, text)
+
     def _say(self, what, members):
         shown = ", ".join(str(name) for name in members[:10])
         more = f" and {len(members) - 10} more" if len(members) > 10 else ""
@@ -451,7 +495,8 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ValueError(f"X holds values too large to be squared, up to {np.abs(values).max():.1e}: scale it down")
         varying = variance[variance > 0]
         if self.standardize == "auto":
-            rescale = varying.size > 0 and np.median(varying) < _UNSEEN * varying.mean()
+            few = p <= _FEW_COLUMNS and varying.size > 0 and varying.min() < _UNLIKE * varying.max()
+            rescale = few or (varying.size > 0 and np.median(varying) < _UNSEEN * varying.mean())
             centre = rescale or p <= _FEW_COLUMNS or n >= _TALL * p
         else:
             rescale = centre = bool(self.standardize)
@@ -460,6 +505,98 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         mean[self._empty] = values.mean()
         scale = np.where(variance > 0, np.sqrt(variance), 1.0) if rescale else np.ones(p)
         return mean, scale
+
+    def _choose(self, z, seen, held_out, seed, dtype):
+        """Return the :class:`RowFit` of the solver asked for, or of the one that predicts held-out entries best.
+
+        Parameters
+        ----------
+        z : ndarray of shape (n, p), float64
+            The table in units of the fit, zeros in the holes, without empty columns.
+        seen : ndarray of bool, shape (n, p)
+        held_out : ndarray of int or None
+            Indices of observed entries in row-major order.
+        """
+        if self.solver == "descent" or (self.solver == "auto" and self._asks_for_descent()):
+            return self._descent(z, seen, held_out, seed, dtype)
+        common = {"depth": self.depth, "max_iter": self.max_iter, "n_threads": self.n_threads}
+        variational = common | {"width": self.width, "device": self.device, "random_state": seed}
+        if self.verbose:
+            variational["callback"] = Progress(type(self).__name__, self.depth)
+        solver, shrinkage, start, errors = self.solver, default_shrinkage(z.shape[1]), None, None
+        narrow = z.shape[1] <= min(_NARROW, _NARROW_PER_ROW * len(z)) and self.depth is None and self.width is None
+        if solver == "auto":
+            solver = "gaussian" if narrow else "variational"
+        if held_out is not None and (self.solver == "auto" or solver == "gaussian"):
+            folds = make_folds(seen, held_out, seed)
+            if solver == "gaussian":
+                shrinkage, start, errors = choose_gaussian(z, folds, self._log, self.n_threads)
+            if self.solver == "auto":
+                trials = [fit_variational(z, fold.visible, dtype, **variational).rows for fold in folds]
+                others = held_out_errors(trials, z, folds)
+                self._log(f"variational: held out {others.mean():.4g}")
+                if errors is None or clearly_better(others, errors):
+                    solver, errors = "variational", others
+                if self._may_be_exact(z, seen, errors):
+                    fit = self._descent(z, seen, held_out, seed, dtype)
+                    others = held_out_errors([fit.rows], z, folds[:1])
+                    self._log(f"descent: held out {others.mean():.4g}")
+                    if clearly_better(others, errors[: len(others)]):
+                        return fit
+        if solver == "gaussian":
+            return fit_gaussian(z, seen, shrinkage, start=start, dtype=dtype, **common)
+        return fit_variational(z, seen, dtype, **variational)
+
+    def _asks_for_descent(self):
+        """Whether a setting is given that the descent alone has."""
+        return self.rule != "auto" or self.warm_start or np.ndim(self.width) > 0
+
+    def _may_be_exact(self, z, seen, errors):
+        """Whether the matrix may be of exactly low rank: all but fitted, or small and not understood.
+
+        Exact recovery from few entries is the descent's own domain, and it finishes the digits. This is the one place
+        that hands over to it.
+        """
+        share = errors.mean() / max(np.mean(z[seen] ** 2), 1e-300)
+        few = z.size <= _SMALL and min(z.shape) > _FEW_COLUMNS and share > _NOT_UNDERSTOOD
+        return few or (_FINISHED < share < _FITTED and max(z.shape) <= _WIDEST)
+
+    def _keep(self, fit):
+        """Set the fitted attributes."""
+        self._rows = fit.rows
+        factors, told = list(fit.factors), ~self._empty
+        if self._empty.any():
+            factors[0] = np.zeros((len(factors[0]), len(told)), factors[0].dtype)
+            factors[0][:, told] = fit.factors[0]
+        self.factors_, self.depth_ = factors, len(factors)
+        self.solver_ = fit.solver
+        _, s, vt = thin_svd(*halves(factors))
+        self.singular_values_, self.components_ = s, vt
+        self.effective_rank_ = effective_rank(s)
+        self.noise_variance_ = fit.rows.noise
+        report(self, fit, stacklevel=4)
+
+    # --- descent -----------------------------------------------------------------------------------------------------
+
+    def _descent(self, z, seen, held_out, seed, dtype):
+        """Return the :class:`RowFit` of the descent on all but the held-out entries."""
+        rows, cols = np.nonzero(seen)
+        values = z[rows, cols]
+        unit = unit_scale(values)
+        start = start_factors(self, (len(z), self.n_features_in_), unit)
+        if start is not None:
+            start[0] = np.ascontiguousarray(start[0][:, ~self._empty])
+        entries = np.asarray(values / (unit or 1.0), dtype)
+        solution = self._descend(EntryMask(rows, cols, z.shape), entries, held_out, start, seed)
+        factors = [w * w.dtype.type(unit ** (1 / len(solution.factors))) for w in solution.factors]
+        blank = ~seen.any(axis=1)
+        if blank.any():  # the loss never saw these rows: their means instead of what is left of the start
+            factors[-1][blank] = factors[-1][~blank].mean(axis=0)
+        known = slice(None) if held_out is None else held_out
+        model = _rows_of_factors(factors, ~blank, values[known], rows[known], cols[known])
+        if held_out is not None:
+            model.noise = _best_noise(model, z, seen, rows[held_out], cols[held_out])
+        return RowFit("descent", model, factors, solution.status, solution.n_iter, solution.history, solution.device)
 
     def _descend(self, mask, z, held_out, start, seed):
         """Return the best solution over the depths that compete; an interrupt ends the competition."""
@@ -489,92 +626,65 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 break
         return best
 
-    def _settle(self, observed, solution):
-        """Give the rows and columns that the loss never saw their means instead of what is left of the start."""
-        blank = ~observed.any(axis=1)
-        self.factors_[0][:, self._empty] = 0
-        if blank.any():
-            self.factors_[-1][blank] = self.factors_[-1][~blank].mean(axis=0)
-        _, s, vt = thin_svd(*solution.halves())
-        self.singular_values_, self.components_ = s, vt
-        self.effective_rank_ = effective_rank(s)
-
-    def _set_fold_in(self, observed, solution, z, rows, cols):
-        """Set the mean m, the loadings L and a first noise variance, the error at the given entries; return it."""
-        left, right = (half.astype(np.float64) for half in solution.halves())
-        residual = z - np.einsum("ij,ji->i", left[rows], right[:, cols])
-        noise = float(np.mean(residual**2))
-        left = left[observed.any(axis=1)]
-        middle = left.mean(axis=0)
-        self._centre = middle @ right
-        _, s, vt = thin_svd(left - middle, right)
-        variances = s**2 / len(left)
-        tail = np.cumsum(variances[::-1])[::-1] / len(self._centre)
-        weighty = tail > _NEGLIGIBLE * noise
-        self._loadings = (vt[weighty] * np.sqrt(variances[weighty])[:, None]).T.copy()
-        # What rounding needs for the factorizations to exist, down to the grid's smallest.
-        floor = np.finfo(np.float64).eps / _NOISE_GRID[0] * float(variances.sum())
-        self.noise_variance_ = max(noise, floor)
-        return self.noise_variance_
-
-    def _best_noise(self, X, observed, rows, cols, noise):
-        """Return the noise variance that predicts the held-out entries best, folded in from the other entries."""
-        tried = np.unique(rows)
-        tried = tried[:: -(-len(tried) // _NOISE_ROWS)]
-        chosen = np.isin(rows, tried)
-        rows, cols = rows[chosen], cols[chosen]
-        visible = observed.copy()
-        visible[rows, cols] = False
-        # The last one leaves next to nothing beside the mean.
-        grid = noise * _NOISE_GRID
-        grid = np.append(grid, 100 * max(grid[-1], float(np.sum(self._loadings**2))))
-        position = np.searchsorted(tried, rows)
-        truth = (X[rows, cols] - self.mean_[cols]) / self.scale_[cols] - self._centre[cols]
-        errors = np.empty((len(grid), len(rows)))
-        for start, coefficients in self._fold_in(X, tried, visible, grid):
-            here = (position >= start) & (position < start + coefficients.shape[1])
-            loadings = self._loadings[cols[here]]
-            for k, c in enumerate(coefficients):
-                predicted = np.einsum("ij,ij->i", loadings, c[position[here] - start])
-                errors[k, here] = (predicted - truth[here]) ** 2
-        # The largest noise variance that the held-out entries cannot tell from the best one (paired errors): a
-        # handful of entries must not argue away the shrinkage towards the mean. (Squared error over that of mean
-        # filling on twelve 40 x 8 tables of noise, 30 % hidden: 1.00, with the best one itself 1.10.)
-        excess = errors - errors[errors.sum(axis=1).argmin()]
-        doubt = np.sqrt(np.mean(excess**2, axis=1) / len(rows))
-        return float(grid[excess.mean(axis=1) <= doubt].max())
-
     # --- fold-in -----------------------------------------------------------------------------------------------------
 
-    def _fold_in(self, X, rows, visible, noises):
-        """Yield (first position in ``rows``, coefficients of shape (len(noises), block, r)) for blocks of rows of X.
+    def _fill(self, X, observed, variances=False):
+        """Return a copy of X with its holes filled; optionally also the variances of what was filled in."""
+        told = ~self._empty
+        z = np.where(observed, (X - self.mean_) / self.scale_, 0.0)[:, told]
+        # Before the fit's units are undone: what was observed keeps its bits.
+        fitted = np.zeros(X.shape)
+        filled = self._rows.fill(z, observed[:, told], variances)
+        fitted[:, told] = filled[0] if variances else filled
+        out = np.where(observed, X, np.clip(self.mean_ + self.scale_ * fitted, self._low, self._high)).astype(X.dtype)
+        if not variances:
+            return out
+        spread = np.full(X.shape, np.nan)
+        spread[:, told] = filled[1]
+        return out, np.where(observed, 0.0, spread * self.scale_**2)
 
-        c = (L_o^T L_o + sigma^2 I)^{-1} L_o^T (z_o - m_o). Every row has a product and a factorization of its own, so
-        that its bits do not depend on the rows beside it.
-        """
-        p, r = self._loadings.shape
-        block = max(1, _CHUNK // (p * max(r, 1)))
-        for start in range(0, len(rows), block):
-            here = rows[start : start + block]
-            seen = visible[here]
-            z = (X[here] - self.mean_) / self.scale_
-            residual = np.where(seen, z - self._centre, 0.0)
-            loadings = (self._loadings * seen[:, :, None]).swapaxes(1, 2)
-            gram = loadings @ self._loadings
-            right = loadings @ residual[:, :, None]
-            coefficients = [np.linalg.solve(gram + noise * np.eye(r), right)[:, :, 0] for noise in noises]
-            yield start, np.stack(coefficients)
 
-    def _fill(self, X, observed):
-        """Return a copy of X with its holes filled."""
-        out = np.array(X, order="C")
-        holed = np.flatnonzero(~observed.all(axis=1))
-        # A column that was empty at fit has no loading: nothing observed in it later moves the others, not by a bit.
-        telling = observed & ~self._empty
-        for start, coefficients in self._fold_in(X, holed, telling, [self.noise_variance_]):
-            rows = holed[start : start + coefficients.shape[1]]
-            # A product per row again, for the same reason.
-            fitted = self._centre + (coefficients[0][:, None, :] @ self._loadings.T)[:, 0]
-            filled = np.clip(self.mean_ + self.scale_ * fitted, self._low, self._high)
-            out[rows] = np.where(observed[rows], out[rows], filled)
-        return out
+def _rows_of_factors(factors, told, z, rows, cols):
+    """Return the mean and the covariance of the fitted rows ``told``, with the error at the given entries as noise."""
+    left, right = (half.astype(np.float64) for half in halves(factors))
+    residual = z - np.einsum("ij,ji->i", left[rows], right[:, cols])
+    noise = float(np.mean(residual**2))
+    left = left[told]
+    middle = left.mean(axis=0)
+    _, s, vt = thin_svd(left - middle, right)
+    variances = s**2 / len(left)
+    tail = np.cumsum(variances[::-1])[::-1] / right.shape[1]
+    weighty = tail > _NEGLIGIBLE * noise
+    loadings = (vt[weighty] * np.sqrt(variances[weighty])[:, None]).T.copy()
+    # What rounding needs for the factorizations to exist, down to the grid's smallest.
+    floor = np.finfo(np.float64).eps / _NOISE_GRID[0] * float(variances.sum())
+    return LowRankRows(middle @ right, loadings, max(noise, floor), np.zeros(loadings.shape[1]))
+
+
+def _best_noise(model, z, seen, rows, cols):
+    """Return the noise variance that predicts the held-out entries best, folded in from the other entries."""
+    tried = np.unique(rows)
+    tried = tried[:: -(-len(tried) // _NOISE_ROWS)]
+    chosen = np.isin(rows, tried)
+    rows, cols = rows[chosen], cols[chosen]
+    visible = seen.copy()
+    visible[rows, cols] = False
+    # The last one leaves next to nothing beside the mean.
+    grid = model.noise * _NOISE_GRID
+    grid = np.append(grid, 100 * max(grid[-1], float(np.sum(model.loadings**2))))
+    position = np.searchsorted(tried, rows)
+    truth = z[rows, cols] - model.mean[cols]
+    errors = np.empty((len(grid), len(rows)))
+    for start, gram, right in model.systems(z, visible, tried):
+        here = (position >= start) & (position < start + len(gram))
+        loadings = model.loadings[cols[here]]
+        for k, noise in enumerate(grid):
+            c = np.linalg.solve(gram + noise * np.eye(gram.shape[1]), right)[:, :, 0]
+            predicted = np.einsum("ij,ij->i", loadings, c[position[here] - start])
+            errors[k, here] = (predicted - truth[here]) ** 2
+    # The largest noise variance that the held-out entries cannot tell from the best one (paired errors): a handful of
+    # entries must not argue away the shrinkage towards the mean. (Squared error over that of mean filling on twelve
+    # 40 x 8 tables of noise, 30 % hidden: 1.00, with the best one itself 1.10.)
+    excess = errors - errors[errors.sum(axis=1).argmin()]
+    doubt = np.sqrt(np.mean(excess**2, axis=1) / len(rows))
+    return float(grid[excess.mean(axis=1) <= doubt].max())
