@@ -9,6 +9,7 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastdmf.checks import check_count, check_number
 from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.fitting import (
     Progress,
@@ -260,6 +261,10 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_settings(self, _SOLVERS)
         if not isinstance(self.standardize, (bool, np.bool_)) and self.standardize != "auto":
             raise ValueError(f"standardize must be True, False or 'auto', got {self.standardize!r}")
+        # Whatever solver is chosen: a wrong setting is an error for any.
+        check_number("tol", self.tol, 0)
+        check_number("init_scale", self.init_scale, 0)
+        check_count("patience", self.patience)
         X, observed = self._read(X, reset=True)
         if not observed.any():
             raise ValueError(f"X has no observed entry: all {X.size} entries are missing_values={self.missing_values}")
