@@ -1,7 +1,8 @@
 """Dense measurements beside their floors, BLAS and torch, in one process.
 
 ``pytest bench/test_gaussian.py -k quick`` reads 80 MB of A, ``-k full`` 800 MB, ``-k shapes`` 160 MB in rows of 10 to
-250,000 numbers, ``-k rounding`` recovers a matrix from A as float32 and as float16. A is float32.
+250,000 numbers; ``-k blocks`` compares whole rows, four at a time, with blocks of rows in chunks of columns, and
+``-k rounding`` recovers a matrix from A as float32 and as float16. A is float32.
 
 Floors: *read* adds the numbers of A up, with all threads, and does nothing else; *arithmetic* is as many fused products
 and sums, in registers. Bandwidth moves while others use the machine, so each round of a benchmark times the read floor
@@ -20,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 import fastdmf
 import fastdmf.kernels.cpu as cpu
+from fastdmf.kernels.cpu import gaussian
 from fastdmf.kernels.cpu import vectors as v
 
 SIZES = {"quick": (2_000, 10_000), "full": (20_000, 10_000)}
@@ -27,6 +29,7 @@ COLUMNS = [10, 31, 100, 333, 1_000, 10_000, 40_000, 250_000]
 NUMBERS = 40_000_000  # of A, for every shape
 RANGES = 8
 EIGHT = (0,) * 8
+PAUSE = 0.05  # seconds: BLAS threads spin after their work, and whatever came next took 1.3 times as long
 
 
 @njit(parallel=True, error_model="numpy")
@@ -130,9 +133,11 @@ def measure(benchmark, problem, route, beside, rounds):
 
     def others():
         for name, spent in times.items():
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             getattr(problem, name)()
             spent.append(time.perf_counter() - begin)
+        time.sleep(PAUSE)
 
     benchmark.pedantic(getattr(problem, route), setup=others, rounds=rounds, warmup_rounds=1)
     median = benchmark.stats["median"]
@@ -163,8 +168,18 @@ def test_evaluation(benchmark, size, runs, route):
 def test_shapes(benchmark, columns, runs):
     problem = problem_of(NUMBERS // columns, columns).share(runs)
     benchmark.group = f"gaussian shapes, {runs} right-hand sides"
-    beside = ["read", "float16", "blas_gemv" if runs == 1 else "blas_gemm"]
-    measure(benchmark, problem, "ours", beside, rounds=7)
+    measure(benchmark, problem, "ours", ["read", "float16", "blas_gemv"] if runs == 1 else ["read"], rounds=5)
+
+
+@pytest.mark.parametrize("way", ["rows", "blocks"])
+@pytest.mark.parametrize("runs", [4, 8, 16])
+@pytest.mark.parametrize("columns", [1_000, 10_000, 250_000])
+def test_blocks(benchmark, monkeypatch, columns, runs, way):
+    monkeypatch.setattr(gaussian, "_MANY", 0 if way == "blocks" else runs + 1)
+    monkeypatch.setattr(gaussian, "_NEAR", 0)
+    problem = problem_of(NUMBERS // columns, columns).share(runs)
+    benchmark.group = f"gaussian blocks, {columns} columns"
+    measure(benchmark, problem, "ours", ["read", "arithmetic"], rounds=5)
 
 
 @pytest.mark.parametrize("storage", [None, "float16"])

@@ -9,9 +9,9 @@ float32, ``a`` may be uint16 that holds the bits of float16: half the bytes, the
 wide. A number of A costs 4 flops a right-hand side and is loaded from memory once.
 
 Structure. A tile is four rows and ``_RHS`` right-hand sides, whose 4 x ``_RHS`` sums stay in registers; right-hand
-sides that are left go one by one. One right-hand side takes four whole rows at a time. Several take more rows, and
-their columns in chunks: x, g and A of a chunk are in L1 while all tiles of the block use them, and x and g, which are
-as long as all right-hand sides together, come from the outer caches once a block instead of once every four rows.
+sides that are left go one by one. Few take four whole rows at a time: A comes from memory for r and from the cache for
+g. Many take blocks of more rows, in chunks of columns: x, g and A of a chunk stay in L1 while all tiles of the block
+use them, and x and g, as long as all right-hand sides together, come from the outer caches once a block.
 Sums are over fixed ranges of rows, added in order: the bits do not depend on the threads.
 """
 
@@ -188,7 +188,7 @@ def _sweep(g, sums, r, a, x, y, w, loss, begin, end, chunk, weighted, predicting
     if pulling:
         g[:] = 0
     sums[:] = 0
-    # Addresses: handing the arrays on took half of the time at d = 256, and a third of that to compile.
+    # Addresses from here on: an array that is handed on is counted by atomic operations, which narrow rows feel.
     to, tile, entries = pointer(g), pointer(r), pointer(a)
     points, data, weights, parts = pointer(x), pointer(y), pointer(w), pointer(sums)
     for i in range(begin, end, block):
