@@ -17,6 +17,8 @@ The map of the package (imports go only downwards in this list)::
     factor_model   a fitted matrix: predictions, rows and columns that come later
     ids, entries   what people call rows and columns, and how they hold entries
     variational  vbmf(...)
+    tangent, continuation, noisy_fit   what recovery is made of
+    recovery     recover(...)
     fitting      what the estimators share
     entry_kfold  EntryKFold: cross-validation over entries
     imputer, sensing, completer   DMFImputer, DMFSensing, DMFCompleter: the scikit-learn estimators
@@ -35,6 +37,7 @@ _HOME = {
     "RankOne": "operators",
     "Solution": "engine",
     "Status": "engine",
+    "recover": "recovery",
     "solve": "descent",
     "vbmf": "variational",
     "DMFCompleter": "completer",

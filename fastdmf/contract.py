@@ -83,6 +83,23 @@ class Operator:
         """Return ||A_i||_F^2 of every measurement matrix, shape (m,), float64."""
         raise NotImplementedError
 
+    def coverage(self):
+        """Return how many measurements touch each row, (n1,), and each column, (n2,)."""
+        n1, n2 = self.shape
+        return np.full(n1, self.size), np.full(n2, self.size)
+
+    def hold_out(self, fraction, rng):
+        """Return sorted indices of about this fraction of the measurements, to be left out of a fit.
+
+        Parameters
+        ----------
+        fraction : float
+            In (0, 1).
+        rng : numpy.random.Generator
+        """
+        count = min(max(round(fraction * self.size), 1), self.size - 1)
+        return np.sort(rng.permutation(self.size)[:count])
+
     @property
     def dtype(self):
         """The precision of the operator's own numbers; None when it has none."""

@@ -37,6 +37,12 @@ class Status(Enum):
         "the objective grew without bound, so the step is unstable: lower the learning rate, or use rule='auto'; "
         "the last finite record's factors are returned"
     )
+    EXACT = "a matrix of low rank meets the data to the last digits, and the data determine it"
+    NOISE_LEVEL = "no matrix of low rank meets the data exactly: the fit that predicts held-out data best is returned"
+    NOT_IDENTIFIED = (
+        "the data do not determine a matrix of low rank: measure more, above all in rows and columns with few entries; "
+        "the best fit found is returned"
+    )
     INTERRUPTED = "interrupted from the keyboard; the factors of that moment are returned"
 
     @property
@@ -47,10 +53,13 @@ class Status(Enum):
     @property
     def success(self):
         """True for the ends that need no warning."""
-        return self in (Status.CONVERGED, Status.EARLY_STOPPED, Status.STOPPED)
+        return self in _SUCCESS
 
     def __repr__(self):
         return f"<Status.{self.name}>"
+
+
+_SUCCESS = {Status.CONVERGED, Status.EARLY_STOPPED, Status.STOPPED, Status.EXACT, Status.NOISE_LEVEL}
 
 
 @dataclass

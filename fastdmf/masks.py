@@ -26,6 +26,10 @@ def _check_indices(name, index, n):
     return index
 
 
+# Entries of a row or column from which one can be held out without taking what determines the rest.
+_SPARED = 6
+
+
 class EntryMask(Operator):
     """Observed entries X[rows, cols] (matrix completion).
 
@@ -114,6 +118,19 @@ class EntryMask(Operator):
 
     def squared_norms(self):
         return np.ones(self.size)
+
+    def coverage(self):
+        return np.diff(self.indptr), np.bincount(self.indices[: self.size], minlength=self.shape[1])
+
+    def hold_out(self, fraction, rng):
+        """As for every operator, but of rows and columns with more than ``_SPARED`` entries alone, where there are."""
+        rows, cols = self.rows, self.cols
+        by_row, by_column = self.coverage()
+        allowed = np.flatnonzero((by_row[rows] > _SPARED) & (by_column[cols] > _SPARED))
+        count = min(max(round(fraction * self.size), 1), self.size - 1)
+        if len(allowed) < count:
+            return super().hold_out(fraction, rng)
+        return np.sort(rng.permutation(allowed)[:count])
 
     @property
     def _bound(self):
