@@ -8,7 +8,7 @@ from scipy import sparse
 from fastdmf.checks import check_real
 from fastdmf.masks import EntryMask
 
-__all__ = ["DUPLICATES", "Entries", "mask_of", "read_entries", "read_values", "read_weights"]
+__all__ = ["DUPLICATES", "Entries", "mask_of", "merge", "read_entries", "read_values", "read_weights"]
 
 DUPLICATES = ("error", "sum", "mean", "last")
 
@@ -222,3 +222,64 @@ def _combine(rows, cols, values, weights, shape, how):
         v = (np.add.reduceat(v * share, at) / np.where(total > 0, total, 1)).astype(values.dtype)
         w = None if w is None else total.astype(w.dtype)
     return rows[order][at], cols[order][at], v, w
+
+
+def merge(old, new, n2, duplicates, offset):
+    """Return (indptr, indices, y, w), padded, of two sets of entries in sorted order together.
+
+    Parameters
+    ----------
+    old, new : tuple (indptr, indices, y, w)
+        Each entry once; ``new`` has at least as many rows; w may be None.
+    n2 : int
+        Number of columns.
+    duplicates : {"error", "sum", "mean", "last"}
+        What becomes of entries in both. For a mean, the old one counts with its weight, or as one.
+    offset : float
+        What y is less than the values.
+
+    Raises
+    ------
+    ValueError
+        As ``mask_of``.
+    """
+    (indptr, indices, y, w), (new_indptr, new_indices, z, u) = old, new
+    m, k, pad = indptr[-1], new_indptr[-1], len(y) - indptr[-1]
+    if (w is None) != (u is None):
+        w, u = (np.ones_like(b) if a is None else a for a, b in ((w, y), (u, z)))
+
+    def keys(pointers, cols):
+        return np.repeat(np.arange(len(pointers) - 1) * n2, np.diff(pointers)) + cols[: pointers[-1]]
+
+    old_keys, new_keys = keys(indptr, indices), keys(new_indptr, new_indices)
+    at = np.searchsorted(old_keys, new_keys)
+    again = old_keys[np.minimum(at, m - 1)] == new_keys
+    both, fresh = at[again], ~again
+    y, w, z, u = y[:m].copy(), None if w is None else w[:m].copy(), z[:k], None if u is None else u[:k]
+    if both.size:
+        if duplicates == "error":
+            row, col = divmod(int(new_keys[again.argmax()]), n2)
+            raise ValueError(
+                f"{both.size} entries occur more than once, the first at row {row}, column {col}, in which the model "
+                "has one already: choose duplicates='last', 'sum' or 'mean'"
+            )
+        if duplicates == "last":
+            y[both] = z[again]
+            if w is not None:
+                w[both] = u[again]
+        elif duplicates == "sum":
+            if w is not None:
+                raise ValueError("duplicates='sum' does not go with entry_weight: use 'mean' or 'last'")
+            y[both] += z[again] + y.dtype.type(offset)
+        else:
+            s, t = (1, 1) if w is None else (w[both], u[again])
+            y[both] = (s * y[both] + t * z[again]) / np.maximum(s + t, 1e-30)
+            if w is not None:
+                w[both] = s + t
+
+    def joined(a, b):
+        return None if a is None else np.pad(np.insert(a, at[fresh], b[fresh]), (0, pad))
+
+    counts = np.diff(new_indptr) - np.bincount(new_keys[again] // n2, minlength=len(new_indptr) - 1)
+    pointers = np.pad(indptr, (0, len(new_indptr) - len(indptr)), mode="edge") + np.append(0, np.cumsum(counts))
+    return pointers, joined(indices[:m], new_indices[:k].astype(indices.dtype)), joined(y, z), joined(w, u)

@@ -25,6 +25,7 @@ _STEPS, _TOL = 30, 1e-6
 # Turns of rows, then columns, in a partial fit. MovieLens-100K u1 in two halves: 0.9198, 0.9176, 0.9166 and 0.9163
 # after 1, 2, 4 and 8, where one fit of everything, which also learns more components, has 0.8928 and the half 0.9383.
 _ROUNDS = 2
+_GROUP = 32  # columns whose largest prediction stands for them in ``top``
 _MOST = 1e30  # a precision that float32 holds, times any count
 
 
@@ -133,19 +134,21 @@ class FactorModel:
             known = np.flatnonzero(rows >= 0)
             of, at = _expand(rows[known], self.indptr)
             scores[known[of], self.indices[at]] = -np.inf
-        n2 = scores.shape[1]
-        best = np.argpartition(scores, n2 - k, axis=1)[:, n2 - k :]
+        # The k-th largest of the maxima of groups of columns bounds the k-th largest column from below, and few columns
+        # reach it: 20,000 x 5,000 took 0.38 s for k = 10 and 0.65 s for 100, with argpartition 0.60 and 0.86 s.
+        r, n2 = scores.shape
+        size = max(1, min(_GROUP, n2 // (4 * k)))
+        groups = n2 // size
+        maxima = scores[:, : size * groups].reshape(r, size, groups).max(axis=1)
+        bound = np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
+        of, at = np.divmod(np.flatnonzero(scores >= bound), n2)
+        place = np.arange(len(of)) - np.searchsorted(of, np.arange(r))[of]
+        values = np.full((r, place.max(initial=-1) + 1), -np.inf, scores.dtype)
+        columns = np.zeros(values.shape, at.dtype)
+        values[of, place], columns[of, place] = scores[of, at], at
         # Equal predictions come in the order of the columns.
-        best.sort(axis=1)
-        best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
-        return best, np.take_along_axis(scores, best, 1)
-
-    def entries(self):
-        """Return (rows, cols) of the entries."""
-        sizes = np.diff(self.indptr)
-        return np.repeat(np.arange(len(sizes)), sizes), self.indices[: self.indptr[-1]]
-
-    # --- rows and columns that come later ----------------------------------------------------------------------------
+        best = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(columns, best, 1), np.take_along_axis(values, best, 1)
 
     @classmethod
     def of_latent(cls, base, p, q, noise):
@@ -234,11 +237,7 @@ class FactorModel:
         kernels, n1 = get_backend().kernels, len(indptr) - 1
         self.rows, self.columns = self._grown(0, n1), self._grown(1, n2)
         self.indptr, self.indices, self.y, self.w = indptr, indices, y, w
-        colptr, owners, order = kernels.entry_blocks(indptr, indices, n1, n2, n1)
-        touched = [
-            (_selected(rows, indptr, indices, y, w, kernels.PAD), rows),
-            (_selected(cols, colptr, owners, y[order], None if w is None else w[order], kernels.PAD), cols),
-        ]
+        touched = (self._entries_of_rows(rows), rows), (self._entries_of_columns(cols), cols)
         for _ in range(_ROUNDS):
             for axis, (entries, lines) in enumerate(touched):
                 side = self._sides(axis)[0]
@@ -249,6 +248,28 @@ class FactorModel:
                 total = side.counts.sum()
                 side.second = np.einsum("i,ik,ik->k", side.counts, side.x, side.x) / total
                 side.variance = _weighted_sum(side.counts, lambda c, axis=axis: self.variances(axis, c)) / total
+
+    def _entries_of_rows(self, rows):
+        """Return (indptr, indices, y, w) of some rows, padded."""
+        of, at = _expand(rows, self.indptr)
+        pointers = np.append(0, np.cumsum(np.bincount(of, minlength=len(rows))))
+        return pointers, *self._padded(at)
+
+    def _entries_of_columns(self, cols):
+        """Return the same of some columns."""
+        kernels, m = get_backend().kernels, self.indptr[-1]
+        n1, n2 = len(self.rows), len(self.columns)
+        place = np.full(n2, -1, kernels.index_type(max(n1, n2)))
+        place[cols] = np.arange(len(cols))
+        of = place[self.indices[:m]]
+        at = np.flatnonzero(of >= 0)
+        owners = np.repeat(np.arange(n1, dtype=place.dtype), np.diff(self.indptr))[at]
+        pointers, indices, order = kernels.entry_sort(of[at], owners, len(cols), n1)
+        return pointers, indices, *self._padded(at[order])[1:]
+
+    def _padded(self, at):
+        pad = get_backend().kernels.PAD
+        return [None if v is None else np.pad(v[at], (0, pad)) for v in (self.indices, self.y, self.w)]
 
     def _grown(self, axis, n):
         """Return a copy of a side with rows to spare for n, the new ones unknown so far."""
@@ -272,11 +293,3 @@ def _expand(lines, indptr):
     starts, sizes = indptr[lines], indptr[lines + 1] - indptr[lines]
     of = np.repeat(np.arange(len(lines)), sizes)
     return of, np.arange(len(of)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-
-
-def _selected(lines, indptr, indices, y, w, pad):
-    """Return (indptr, indices, y, w) of some rows, padded."""
-    of, at = _expand(lines, indptr)
-    pointers = np.append(0, np.cumsum(np.bincount(of, minlength=len(lines))))
-    padded = lambda v: np.pad(v[at], (0, pad))  # noqa: E731
-    return pointers, padded(indices), padded(y), None if w is None else padded(w)

@@ -1,7 +1,7 @@
 """Ids of rows and columns: what people call them, and where they stand in the matrix.
 
 Codes count from 0 and never change once given, so that a model may learn new ids later; -1 stands for an id that the
-table does not know.
+table does not know. They are int32 unless there are more.
 """
 
 import numpy as np
@@ -68,18 +68,20 @@ def _unique(values):
     if values.dtype == object:
         ids = np.array(sorted(dict.fromkeys(values.tolist())), object)
         place = {value: k for k, value in enumerate(ids)}
-        return ids, np.array([place[value] for value in values.tolist()], np.int64)
-    if values.size == 0:
-        return values, np.zeros(0, np.int64)
-    low = int(values.min())
-    span = int(values.max()) - low + 1
-    if span > _COMPACT * values.size:
+        places = np.fromiter((place[value] for value in values.tolist()), np.int64, len(values))
+    elif values.size and (span := int(values.max()) - (low := int(values.min())) + 1) <= _COMPACT * values.size:
+        offsets = values - low
+        present = np.zeros(span, bool)
+        present[offsets] = True
+        return np.flatnonzero(present) + low, _codes(np.cumsum(present) - 1)[offsets]
+    else:
         ids, places = np.unique(values, return_inverse=True)
-        return ids, places.reshape(values.shape)
-    offsets = values - low
-    present = np.zeros(span, bool)
-    present[offsets] = True
-    return np.flatnonzero(present) + low, (np.cumsum(present) - 1)[offsets]
+    return ids, _codes(places.reshape(-1))
+
+
+def _codes(places):
+    small = places.size == 0 or places.max() <= np.iinfo(np.int32).max
+    return places.astype(np.int32 if small else np.int64)
 
 
 class IdTable:
@@ -129,7 +131,7 @@ class IdTable:
         values = read_ids(self.name, values)
         self._check_type(values)
         ids, places = _unique(values)
-        return self._find(ids)[places]
+        return _codes(self._find(ids))[places]
 
     def decode(self, codes):
         """Return the ids of codes; None, or -1 among integers, for the code -1."""
@@ -146,7 +148,7 @@ class IdTable:
         codes = self._find(ids)
         new = codes == UNKNOWN
         codes[new] = len(self) + np.arange(new.sum())
-        return IdTable(self.name, np.concatenate([self.ids, ids[new]])), codes[places]
+        return IdTable(self.name, np.concatenate([self.ids, ids[new]])), _codes(codes)[places]
 
     def reach(self, n):
         """Return this table, which must have n ids.

@@ -349,6 +349,44 @@ def test_duplicates_in_a_fit(data, fitted):
     np.testing.assert_array_equal(last.reconstruct(), fitted.reconstruct())
 
 
+@pytest.mark.parametrize("how", ["sum", "mean", "last"])
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6))
+def test_merged_entries(how, seed):
+    """As if all had come at once, the old ones combined before."""
+    from fastdmf.completer import _sorted
+    from fastdmf.entries import mask_of, merge
+
+    rng = np.random.default_rng(seed)
+    weighted = [bool(rng.integers(2)) and how != "sum" for _ in range(2)]
+    offset = 0.5
+    sets = []
+    for shape, use in zip(((3, 4), (5, 4)), weighted):
+        k = int(rng.integers(1, 12))
+        cells = rng.choice(shape[0] * shape[1], min(k, shape[0] * shape[1]), replace=False)
+        k = len(cells)
+        values, weights = rng.standard_normal(k), rng.integers(1, 4, k).astype(float) if use else None
+        sets.append((*np.divmod(cells, 4), values, weights))
+    old, new = (
+        _sorted(*mask_of(i, j, v - offset, w, shape, "error")) for (i, j, v, w), shape in zip(sets, ((3, 4), (5, 4)))
+    )
+    before = [None if a is None else a.copy() for a in (*old, *new)]
+    indptr, indices, y, w = merge(old, new, 4, how, offset)
+    both = [np.concatenate([a[n] for a in sets]) for n in range(3)]
+    together = None
+    if any(weighted):
+        together = np.concatenate([np.ones(len(a[0])) if a[3] is None else a[3] for a in sets])
+    mask, values, weights = mask_of(*both, together, (5, 4), how)
+    expected = _sorted(mask, values - offset, weights)
+    assert np.array_equal(indptr, expected[0]) and np.array_equal(indices, expected[1])
+    k = indptr[-1]
+    np.testing.assert_allclose(y[:k], expected[2][:k], atol=1e-12)
+    assert len(y) == len(indices) and (w is None) == (weights is None)
+    if w is not None:
+        np.testing.assert_array_equal(w, expected[3])
+    assert all(b is None or np.array_equal(a, b) for a, b in zip((*old, *new), before))
+
+
 BAD_FITS = [
     ("text", TypeError, "X must be a sparse matrix, an array of pairs"),
     (None, TypeError, "X must be a sparse matrix, an array of pairs"),
