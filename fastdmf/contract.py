@@ -12,6 +12,8 @@ The methods of the base classes go through ``apply`` and ``adjoint``: they serve
 oracle that every override is tested against.
 """
 
+import copy
+
 import numpy as np
 
 from fastdmf.losses import as_loss
@@ -237,6 +239,16 @@ class Bound:
 
         data = pick(self.y), pick(self.weights)
         return type(self)(self.operator, self.backend, *data, self.loss, self.dtype, self.width, len(keep))
+
+    def homogeneous(self):
+        """Return the bound form with y = 0: the same map and weights, shared, not copied."""
+        other = copy.copy(self)
+        other._work = {}
+        other._forget_data()
+        return other
+
+    def _forget_data(self):
+        self.y = np.zeros_like(self.y)
 
     # --- helpers ---------------------------------------------------------------------------------------------
 

@@ -171,6 +171,9 @@ class _BoundMask(Bound):
         """Weights in the order of the measurements, or None."""
         return None if self._w is None else self.operator.unsort(self._w[:, : self.operator.size])
 
+    def _forget_data(self):
+        self._y, self._structures = np.zeros_like(self._y), {}
+
     def _structure(self, name, build):
         if name not in self._structures:
             self._structures[name] = build()

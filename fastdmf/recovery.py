@@ -30,7 +30,7 @@ _GAP = 1.25  # ratio of singular values that names a rank
 _ACCEPT = 1e-9  # relative residual at which a candidate is looked at closely
 _ROUNDING = 4  # units of the data's rounding that an exact fit may leave
 _SURE = 1.5  # measurements a degree of freedom from which no smaller rank needs to be ruled out
-_SAME = 0.01
+_SAME = 0.1  # distance of two matrices, in units of the residual, that makes them one
 _FINAL_CG = 2000
 _PROBE_CG, _PROBE_TOL = 4000, 1e-12
 _LOST, _SEEN = 0.1, 1e-11  # of one direction's share of a random vector; of the mean curvature
@@ -106,8 +106,8 @@ class _Search:
         self.best, self.residual, self.exact = None, np.inf, False
         self.noisy, self.held_out, self.credible = None, np.nan, False
         self._phases, self._path = list(phases), None
-        self._standing, self._last = (np.inf,), np.inf
-        self._ends = {}  # rank -> residual of its last attempt, NaN once two have ended at the same point
+        self._standing, self._last = (np.inf,), None
+        self._ends = {}  # rank -> (x, residual) of its last attempt, None once two have ended at the same point
 
     @property
     def n_eval(self):
@@ -148,21 +148,20 @@ class _Search:
         if last:
             ranks += [r for r in range(max(1, self.max_rank - 3), cap + 1) if r not in ranks]
         for rank in ranks:
-            before = self._ends.get(rank, np.inf)
+            before = self._ends.get(rank, ())
             # A larger rank than one that meets the data, though it does not determine them, would tell nothing.
-            if np.isnan(before) or (self.best is not None and self.residual < self.tol and rank > self.best.rank):
+            if before is None or (self.best is not None and self.residual < self.tol and rank > self.best.rank):
                 continue
             if self._try(x, rank, steps, cg):
                 break
             # Data with noise lead every attempt to one point; a third would be as vain. Where that noise is small, no
             # further search can mistake it for an exact fit that was missed.
-            if abs(self._last - before) < _SAME * before:
-                self._ends[rank] = np.nan
-                if self._last < SETTLED:
+            end, residual = self._ends[rank] = self._last
+            if before and end.distance(before[0]) < _SAME * residual:
+                self._ends[rank] = None
+                if self.tol < residual < SETTLED:
                     self._path, self._phases = None, [phase for phase in self._phases if phase is None]
                     break
-            else:
-                self._ends[rank] = self._last
 
     def _try(self, x, rank, steps, cg):
         """Polish one candidate; return whether it meets the data and they determine it."""
@@ -170,7 +169,7 @@ class _Search:
         if residual < self.accept:
             candidate, residual = self._accept(candidate)
             self.exact = residual < self.tol and identified(self.data, candidate, self.rng)
-        self._last = residual
+        self._last = candidate, residual
         # Of fits that meet the data the smallest rank is the one to show, of others the closest.
         standing = (max(residual, self.tol), candidate.rank, residual)
         if self.exact or standing < self._standing:

@@ -16,7 +16,8 @@ _CG_EXACT = 1000  # conjugate gradients a step from there on
 _STEPS_EXACT = 60
 _PRODUCTS = 20_000  # normal products after which a start is given up
 _STALL, _STALL_GAIN = 8, 1.3  # steps that must gain this factor
-_END_GAIN = 1.02  # the same for two steps near the end
+_END_GAIN = 1.02  # the same of two steps near the end
+_STILL = 0.1  # length of a step, relative to X and in units of the residual, that changes nothing
 
 
 @dataclass
@@ -34,6 +35,12 @@ class LowRank:
     def truncated(self, rank):
         """Return the best approximation of this rank."""
         return LowRank(self.u[:, :rank], self.s[:rank], self.v[:, :rank])
+
+    def distance(self, other):
+        """Return ||X - Y||_F / ||X||_F."""
+        left = np.concatenate([self.u * self.s, -other.u * other.s], axis=1)
+        difference = thin_svd(left, np.concatenate([self.v, other.v], axis=1).T)
+        return float(np.linalg.norm(difference.s) / max(np.linalg.norm(self.s), 1e-300))
 
     def balanced(self):
         """Return [W_1, W_2] with W_2 W_1 = X and W_1 W_1^T = W_2^T W_2."""
@@ -72,8 +79,8 @@ class Measurements:
     def __init__(self, operator, y, weights, backend):
         self.operator, self.y, self.weights, self.backend = operator, y, weights, backend
         weights = None if weights is None else weights[None]
-        bind = lambda data: operator.bind(backend, data[None], weights=weights, width=16)  # noqa: E731
-        self.bound, self.homogeneous = bind(y), bind(np.zeros_like(y))
+        self.bound = operator.bind(backend, y[None], weights=weights, width=16)
+        self.homogeneous = self.bound.homogeneous()
         self.null = max(float(self.bound.null_losses()[0]), 1e-300)
         n1, n2 = operator.shape
         self.unit = float(operator.squared_norms().mean())
@@ -262,8 +269,9 @@ def gauss_newton(data, x, steps, tol, max_cg, *, damping=1e-3, penalty=0.0):
             damping = min(damping, new**2)
         x, tangent, residual, slope = trial, at, new, new_slope
         path.append(residual)
-        if residual < SETTLED and path[-min(3, len(path))] < _END_GAIN * residual:
-            break  # noise that small, not the way to an exact fit
+        settled = np.vdot(g, g) < (_STILL * residual) ** 2 * np.vdot(x.s, x.s)
+        if residual < SETTLED and settled and path[-min(3, len(path))] < _END_GAIN * residual:
+            break  # noise that small; in a flat valley on the way to an exact fit the steps would be longer
         if len(path) > _STALL + 1 and path[-1 - _STALL] < _STALL_GAIN * residual:
             if residual > SETTLED or len(path) > 25:
                 break

@@ -186,3 +186,21 @@ def test_bad_operators(make, error, match):
 def test_integer_measurements_are_taken():
     assert GaussianDense(np.ones((2, 2, 2), int)).a.dtype == np.float64
     assert fastdmf.RankOne(np.ones((2, 2), np.float32)).a.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_homogeneous_shares_the_map_and_has_no_data(backend, rng, name):
+    operator = OPERATORS[name](9, 7, 30, rng)
+    weights = rng.uniform(0.5, 2, (1, operator.size))
+    y = rng.standard_normal((1, operator.size))
+    bound = operator.bind(backend, y, weights=weights)
+    p, qt = rng.standard_normal((1, 9, 3)), rng.standard_normal((1, 7, 3))
+    gp, gqt = np.empty_like(p), np.empty_like(qt)
+    before = bound.loss_and_pull(p, qt, gp, gqt)
+    null = bound.homogeneous()
+    loss = null.loss_and_pull(p, qt, gp, gqt)
+    r = operator.apply(p[0] @ qt[0].T)
+    np.testing.assert_allclose(loss, np.sum(weights * r**2), rtol=1e-10)
+    np.testing.assert_allclose(gp[0], operator.adjoint(weights[0] * r) @ qt[0], atol=1e-10)
+    np.testing.assert_array_equal(bound.loss_and_pull(p, qt, gp, gqt), before)
+    np.testing.assert_array_equal(bound.y, y)
