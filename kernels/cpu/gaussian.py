@@ -64,15 +64,18 @@ _SOME = (0,) * _RHS
 _ONE = (0,)
 _PIECES = 16  # ranges of predictions
 
-# Right-hand sides whose x and g do not stay in the cache of a core use blocks of many rows, in chunks of columns.
-# Two threads with AVX2, 40 million numbers, d = 10,000: 8 take 24.5 ms so and 30 by whole rows, 4 take 22 and 18.7.
+# Right-hand sides whose x and g do not stay in the cache of a core use blocks of many rows, in chunks of columns; fewer
+# than eight are faster by whole rows at any width. bench/test_gaussian.py -k blocks compares the two.
 _MANY = 8  # right-hand sides
 _NEAR = 1 << 19  # bytes of x and g
 _CHUNK = 2048  # bytes of a right-hand side in a chunk
 _MOST_QUADS = 8  # rows of a block, in fours
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
-_INSIDE = {**_SETTINGS, "forceinline": True}  # LLVM alone calls them, a fifth of the time or more for rows under 100
+_INSIDE = {
+    **_SETTINGS,
+    "forceinline": True,
+}  # calls around a few rows of 10 to 100 numbers cost as much as their arithmetic
 
 
 @njit(**_INSIDE)
@@ -136,8 +139,8 @@ def _pull(like, g, start, t, at, a, rows, d, begin, end, ahead):
 def _work(pulling, g, r, a, x, i, stop, last, d, runs, begin, end):
     """Predict or pull on the rows i..stop, a block, and the columns begin..end, for all right-hand sides.
 
-    Behind row ``last`` - 1 it stands in for the others of its four. While several right-hand sides use a tile, each
-    asks for one row of the next tile: four rows on, or the first rows at the next columns.
+    Row ``last`` - 1 stands in for those of its four behind it. While several right-hand sides use a tile, each asks
+    for one row of the next tile: four rows on, or the first rows at the next columns.
     """
     for k in range(i, stop, 4):
         rows = k * d, min(k + 1, last - 1) * d, min(k + 2, last - 1) * d, min(k + 3, last - 1) * d
