@@ -72,10 +72,8 @@ _CHUNK = 2048  # bytes of a right-hand side in a chunk
 _MOST_QUADS = 8  # rows of a block, in fours
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
-_INSIDE = {
-    **_SETTINGS,
-    "forceinline": True,
-}  # calls around a few rows of 10 to 100 numbers cost as much as their arithmetic
+# Calls around a few rows of 10 to 100 numbers cost as much as their arithmetic.
+_INSIDE = {**_SETTINGS, "forceinline": True}
 
 
 @njit(**_INSIDE)
