@@ -65,7 +65,7 @@ _ONE = (0,)
 _PIECES = 16  # ranges of predictions
 
 # Right-hand sides whose x and g do not stay in the cache of a core use blocks of many rows, in chunks of columns; fewer
-# than eight are faster by whole rows at any width. bench/test_gaussian.py -k blocks compares the two.
+# than eight gained nothing by it. bench/test_gaussian.py -k blocks compares the two.
 _MANY = 8  # right-hand sides
 _NEAR = 1 << 19  # bytes of x and g
 _CHUNK = 2048  # bytes of a right-hand side in a chunk
