@@ -6,20 +6,25 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastdmf.engine import Status
 from fastdmf.fitting import (
     check_settings,
     descend,
     draw_held_out,
     effective_rank,
     explain,
+    report,
     set_fitted,
     start_factors,
     thin_svd,
     unit_scale,
 )
 from fastdmf.operators import GaussianDense, Operator, as_operator
+from fastdmf.recovery import largest_rank, recover
 
 __all__ = ["DMFSensing"]
+
+_FITTED = 1e-3  # mean square of the held-out residuals, relative to y, from which exact recovery is worth a try
 
 
 class DMFSensing(RegressorMixin, BaseEstimator):
@@ -40,7 +45,11 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         Number of factors. Default 3; always 2 with ``psd``.
     width : int or tuple of int, optional
         Inner width or widths, an upper bound on the rank. Default full.
-    solver : {"auto", "descent"}
+    solver : {"auto", "descent", "recovery"}
+        ``"recovery"`` is :func:`fastdmf.recover`, in float64: the last digit where the data are exact, and a rank
+        chosen by held-out measurements where they are not. ``"auto"`` descends and, where float64 measurements are met
+        to a few percent, recovers the last digits; ``depth``, ``width``, ``rule``, ``max_iter``, ``warm_start`` and
+        ``psd=True`` ask for the descent alone.
     rule : str or Rule
         Step rule of the descent, see :func:`fastdmf.solve`; ``"auto"`` has nothing to tune.
     init_scale : float
@@ -173,7 +182,9 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         ConvergenceWarning
             If the descent ends neither converged nor early stopped (nor stalled after the best held-out error).
         """
-        check_settings(self)
+        check_settings(self, ("auto", "descent", "recovery"))
+        if self.psd and self.solver == "recovery":
+            raise ValueError("psd=True is fitted by descent: pass solver='auto' or 'descent', or psd=False")
         operator, y = self._read_fit(A, y)
         if self.psd and operator.shape[0] != operator.shape[1]:
             raise ValueError(f"psd=True needs a square matrix, got shape {operator.shape}")
@@ -186,6 +197,8 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         unit = unit_scale(y) / entry if entry > 0 else 0.0
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
+        if self.solver == "recovery":
+            return self._keep_recovery(self._recover(operator, y, seed))
         solution = descend(
             self,
             operator,
@@ -198,7 +211,42 @@ class DMFSensing(RegressorMixin, BaseEstimator):
             seed=seed,
             symmetric=bool(self.psd),
         )
+        if self._may_be_exact(solution, operator.shape, y / (unit or 1.0)):
+            exact = self._recover(operator, y, seed, noise=False)
+            if exact.status is Status.EXACT:
+                return self._keep_recovery(exact)
         set_fitted(self, solution, unit)
+        return self._keep(solution)
+
+    def _may_be_exact(self, solution, shape, y):
+        """Return whether the descent met held-out float64 measurements so closely that noise can hardly be all."""
+        asked = self.depth is not None or self.width is not None or self.max_iter is not None or self.rule != "auto"
+        if self.solver != "auto" or self.psd or asked or self.warm_start:
+            return False
+        if y.dtype != np.float64 or "validation" not in solution.history or not largest_rank(shape, len(y)):
+            return False
+        settled = solution.status.success or solution.status is Status.STALLED
+        return settled and bool(np.nanmin(solution.history["validation"]) < _FITTED * np.mean(y**2))
+
+    def _recover(self, operator, y, seed, noise="auto"):
+        return recover(
+            operator,
+            y,
+            noise=noise,
+            validation=self.validation_fraction or 0.05,
+            on_failure="ignore",
+            device=self.device,
+            n_threads=self.n_threads,
+            random_state=seed,
+        )
+
+    def _keep_recovery(self, solution):
+        self.factors_, self.depth_, self.solver_ = solution.factors, 2, "recovery"
+        report(self, solution, stacklevel=3)
+        return self._keep(solution)
+
+    def _keep(self, solution):
+        """Set what is derived from the factors."""
         self.matrix_ = solution.matrix()
         self.coef_ = self.matrix_.ravel()
         _, self.singular_values_, self.components_ = thin_svd(*solution.halves())

@@ -37,7 +37,7 @@ def error(model, truth):
 def test_low_rank_matrix_is_recovered_from_fewer_measurements_than_entries():
     truth, A, y = instance()
     model = DMFSensing(random_state=0).fit(A, y)
-    assert model.status_ is Status.CONVERGED
+    assert model.status_ is Status.EXACT
     assert error(model, truth) < 0.005
     _, new, expected = instance(seed=0, m=300)
     assert model.score(new[250:], expected[250:]) > 0.9999
@@ -265,7 +265,7 @@ def spoilt(array, value):
         ({"max_iter": -1}, A, Y, ValueError, "max_iter"),
         ({"patience": 0}, A, Y, ValueError, "patience"),
         ({"rule": "sgd"}, A, Y, ValueError, "rule"),
-        ({"solver": "recovery"}, A, Y, ValueError, "solver must be 'auto' or 'descent'"),
+        ({"solver": "sgd"}, A, Y, ValueError, "solver must be 'auto' or 'descent' or 'recovery'"),
         ({"device": "tpu"}, A, Y, ValueError, "device"),
         ({"validation_fraction": 1}, A, Y, ValueError, "validation_fraction"),
         ({"verbose": "yes"}, A, Y, ValueError, "verbose"),
@@ -300,3 +300,39 @@ def test_operator_after_names():
     model.fit(operator, Y)
     assert not hasattr(model, "feature_names_in_")
     assert model.n_features_in_ == 6
+
+
+def test_recovery_finishes_the_digits_of_exact_measurements():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((20, 2)) @ rng.standard_normal((2, 16))
+    a = rng.standard_normal((200, 320))
+    y = a @ truth.ravel()
+    for solver in ("auto", "recovery"):
+        model = DMFSensing(shape=truth.shape, solver=solver, random_state=0).fit(a, y)
+        assert model.solver_ == "recovery"
+        assert model.status_ is Status.EXACT
+        assert model.singular_values_.shape == (2,)
+        assert np.linalg.norm(model.matrix_ - truth) < 1e-10 * np.linalg.norm(truth)
+    model = DMFSensing(shape=truth.shape, solver="descent", random_state=0).fit(a, y)
+    assert model.solver_ == "descent"
+    assert np.linalg.norm(model.matrix_ - truth) > 1e-8 * np.linalg.norm(truth)
+
+
+def test_noise_is_left_to_the_descent_unless_recovery_is_asked_for():
+    rng = np.random.default_rng(1)
+    truth = rng.standard_normal((20, 2)) @ rng.standard_normal((2, 16))
+    a = rng.standard_normal((300, 320))
+    y = a @ truth.ravel()
+    y += 0.1 * y.std() * rng.standard_normal(len(y))
+    auto = DMFSensing(shape=truth.shape, random_state=0).fit(a, y)
+    assert auto.solver_ == "descent"
+    asked = DMFSensing(shape=truth.shape, solver="recovery", random_state=0).fit(a, y)
+    assert asked.status_ is Status.NOISE_LEVEL
+    assert len(asked.singular_values_) == 2
+    errors = [np.linalg.norm(m.matrix_ - truth) / np.linalg.norm(truth) for m in (asked, auto)]
+    assert errors[0] < 1.1 * errors[1]
+
+
+def test_recovery_has_no_psd_form():
+    with pytest.raises(ValueError, match="psd=True is fitted by descent"):
+        DMFSensing(psd=True, solver="recovery").fit(np.ones((9, 9)), np.ones(9))
