@@ -117,7 +117,8 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
     >>> rng = np.random.default_rng(0)
     >>> truth = rng.standard_normal((300, 2)) @ rng.standard_normal((2, 200))
     >>> pairs = np.argwhere(rng.random(truth.shape) < 0.1)
-    >>> model = DMFCompleter(random_state=0).fit(pairs, truth[tuple(pairs.T)])
+    >>> y = truth[tuple(pairs.T)] + 0.1 * rng.standard_normal(len(pairs))
+    >>> model = DMFCompleter(random_state=0).fit(pairs, y)
     >>> others = rng.integers((300, 200), size=(1000, 2))
     >>> bool(np.abs(model.predict(others) - truth[tuple(others.T)]).mean() < 0.05)
     True
@@ -609,7 +610,8 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         self.row_bias_ = p[:, 0].copy() if head else np.zeros(len(p), p.dtype)
         self.column_bias_ = q[:, 1].copy() if head else np.zeros(len(q), q.dtype)
         latent = slice(head, head + int(model.rows.free[head:].sum()))  # padding follows
-        self.factors_ = balanced_factors(p[:, latent], q[:, latent], self.depth_)
+        with thread_limits(self.n_threads):
+            self.factors_ = balanced_factors(p[:, latent], q[:, latent], self.depth_)
         norms = np.linalg.norm(self.factors_[0].astype(np.float64), axis=1)
         alive = norms > 0
         self.components_ = (self.factors_[0][alive] / norms[alive, None]).astype(p.dtype)

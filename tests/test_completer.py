@@ -1,5 +1,6 @@
 """DMFCompleter: what it accepts, predictions, folding in, partial fits, errors, and scikit-learn's manners."""
 
+import doctest
 import pickle
 import warnings
 
@@ -15,7 +16,7 @@ from sklearn.base import clone, is_regressor
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import estimator_checks
 
-from fastdmf import DMFCompleter, EntryMask, vbmf
+from fastdmf import DMFCompleter, EntryMask, completer, entry_kfold, vbmf
 from fastdmf.engine import Status
 
 N1, N2, RANK = 200, 180, 3
@@ -770,6 +771,13 @@ def test_warning_and_progress(data, caplog):
         for solver in ("variational", "descent"):
             DMFCompleter(solver=solver, verbose=1, random_state=0).fit(pairs, y)
     assert "DMFCompleter depth default: iteration 0, loss" in caplog.text and "held out" in caplog.text
+
+
+@pytest.mark.parametrize("module", [completer, entry_kfold])
+def test_examples(module):
+    """The docstrings' examples give what they say."""
+    results = doctest.testmod(module)
+    assert results.attempted > 5 and results.failed == 0
 
 
 # --- at scale --------------------------------------------------------------------------------------------------------

@@ -89,3 +89,12 @@ def test_cross_validation_and_grid_search():
     assert np.allclose(cross_val_score(DMFCompleter(random_state=0), words, y, cv=cv), scores)
     frame = pd.DataFrame(words, columns=["row", "column"])
     assert np.allclose(cross_val_score(DMFCompleter(random_state=0), frame, y, cv=cv), scores)
+
+
+def test_cross_validation_of_a_table_with_its_values():
+    """Without y: the values are those of the table, in training and in scoring."""
+    pairs, y = low_rank()
+    frame = pd.DataFrame({"row": pairs[:, 0], "column": pairs[:, 1], "value": y})
+    cv = EntryKFold(3, random_state=0)
+    scores = cross_val_score(DMFCompleter(random_state=0), frame, cv=cv)
+    assert np.allclose(scores, cross_val_score(DMFCompleter(random_state=0), pairs, y, cv=cv))
