@@ -58,8 +58,9 @@ def count(kind, cache):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# One above what was counted: 17 and 7, 15 and 11; the imputer had 69 and 47 before its kernels were put on a diet.
-@pytest.mark.parametrize(("kind", "compiled", "versions"), [("imputer", 18, 8), ("sensing", 17, 12)])
+# One above what was counted: 23 and 9, 15 and 11. The descent alone has 17 and 7; 69 and 47 before its kernels were
+# put on a diet.
+@pytest.mark.parametrize(("kind", "compiled", "versions"), [("imputer", 24, 10), ("sensing", 17, 12)])
 def test_first_fit_compiles_little_and_the_second_process_nothing(kind, compiled, versions, tmp_path):
     cold, warm = count(kind, tmp_path), count(kind, tmp_path)
     print(kind, cold, warm)

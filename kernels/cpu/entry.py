@@ -445,18 +445,18 @@ def _two_pass(
             losses[b] += partial[b, k]
 
 
-@njit(**_SETTINGS)
-def cut(indptr, piece):
-    """Return the row at which a piece of the entries begins."""
-    rows = indptr.shape[0] - 1
-    return rows if piece == PIECES else np.searchsorted(indptr[:rows], indptr[rows] * piece // PIECES)
+def pieces_of(indptr):
+    """Return the rows at which ``PIECES`` ranges of about equally many entries begin, and the number of rows."""
+    cuts = np.searchsorted(indptr[:-1], int(indptr[-1]) * np.arange(PIECES + 1) // PIECES)
+    cuts[-1] = len(indptr) - 1
+    return cuts
 
 
 @njit(parallel=True, **_SETTINGS)
-def _forward(like, out, p, qt, indptr, indices):
+def _forward(like, out, p, qt, indptr, indices, cuts):
     for item in prange(p.shape[0] * PIECES):
         b, piece = item // PIECES, item % PIECES
-        _predict(like, out[b], p[b], qt[b], indptr, indices, cut(indptr, piece), cut(indptr, piece + 1))
+        _predict(like, out[b], p[b], qt[b], indptr, indices, cuts[piece], cuts[piece + 1])
 
 
 @njit(**_SETTINGS)
@@ -466,9 +466,9 @@ def _forward_serial(like, out, p, qt, indptr, indices):
 
 
 @njit(parallel=True, **_SETTINGS)
-def _product(like, out, r, v, indptr, indices, loss):
+def _product(like, out, r, v, indptr, indices, loss, cuts):
     for piece in prange(PIECES):
-        begin, end = cut(indptr, piece), cut(indptr, piece + 1)
+        begin, end = cuts[piece], cuts[piece + 1]
         sweep(like, out, out, out, v, indptr, indices, r, r, loss, begin, end, False, False, False, True)
 
 
@@ -549,7 +549,7 @@ def entry_two_pass(
 
 def entry_forward(out, p, qt, indptr, indices):
     """Overwrite ``out`` (B, nnz) with the predictions p_i . q_j in sorted order, in parallel."""
-    _forward(token(p.shape[2], p.dtype), out, p, qt, indptr, indices)
+    _forward(token(p.shape[2], p.dtype), out, p, qt, indptr, indices, pieces_of(indptr))
 
 
 def entry_forward_serial(out, p, qt, indptr, indices):
@@ -597,4 +597,5 @@ def entry_product(out, r, v, indptr, indices):
 
     2 h flops an entry.
     """
-    _product(token(v.shape[1], v.dtype), out, r, v, indptr, indices, loss_numbers(SQUARED, 0.0))
+    loss = loss_numbers(SQUARED, 0.0)
+    _product(token(v.shape[1], v.dtype), out, r, v, indptr, indices, loss, pieces_of(indptr))
