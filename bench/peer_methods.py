@@ -37,10 +37,12 @@ class Method:
 
 
 def _fastdmf(problem, iterations, seed):
-    from fastdmf import EntryMask, vbmf
+    from fastdmf import DMFCompleter
+    from scipy.sparse import coo_matrix
 
-    mask = EntryMask(problem.train[0], problem.train[1], problem.shape)
-    return vbmf(mask, problem.train[2], max_iter=iterations, random_state=seed, on_failure="ignore").predict
+    x = coo_matrix((problem.train[2], problem.train[:2]), problem.shape)
+    model = DMFCompleter(max_iter=iterations, random_state=seed).fit(x)
+    return lambda i, j: model.predict(np.stack([i, j], axis=1))
 
 
 def _biases(problem, iterations, seed):
@@ -191,7 +193,7 @@ def _torch(problem, iterations, seed):
 
 
 RATINGS = {
-    "fastdmf": Method(_fastdmf, "vbmf(), defaults", (1, 2, 3, 4, 5, 6, 8, 12)),
+    "fastdmf": Method(_fastdmf, "DMFCompleter(), defaults", (1, 2, 3, 4, 5, 6, 8, 12)),
     "damped biases": Method(_biases, "damping 10 (columns), 15 (rows), 10 alternations (Koren 2010)"),
     "cmfrec": Method(
         _cmfrec(False), "CMF, 10 iterations; k, lambda: 100K 10, 10; 1M 40, 20; more 16, 20", (1, 2, 3, 5, 10)
