@@ -314,9 +314,12 @@ class Sweeps:
         """Return the variational lower bound on the log likelihood, at the noise variance that maximises it.
 
         -nnz/2 (log(2 pi s) + 1) less the divergence of each factor's posterior from its prior,
-        1/2 sum (V + (x - m)^2) / g - 1 - log(V / g).
+        1/2 sum (V + (x - m)^2) / g - 1 - log(V / g), and that of the coefficients of the mask's features from theirs.
         """
         divergence = sum(side.divergence().sum() for side in self.sides)
+        for side in self.sides:
+            if side.regression is not None and side.regression.divergence is not None:
+                divergence += side.free[: self.live] @ side.regression.divergence
         return -0.5 * self.rows.total * (np.log(2 * np.pi * self.noise) + 1) - divergence
 
     @property

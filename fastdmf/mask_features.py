@@ -82,11 +82,15 @@ class Regression:
         Prior variance t_k of the coefficients of each component; kept between calls.
     coefficients : ndarray of shape (f, H)
         Of the last call: prior means are ``features @ coefficients``.
+    divergence : ndarray of shape (H,)
+        Of the last call's coefficients from their prior, 1/2 sum (z^2 + v) / t - 1 - log(v / t), v their posterior
+        variance: what the evidence pays for them.
     """
 
     features: np.ndarray
     variance: np.ndarray
     coefficients: np.ndarray | None = None
+    divergence: np.ndarray | None = None
 
     def fit(self, x, trust, prior):
         """Return the prior means F Z, (n, H).
@@ -111,11 +115,14 @@ class Regression:
         shrunk = np.maximum(values, 0)[:, None] + prior / self.variance
         inside = projected / shrunk
         self.coefficients = vectors @ inside
-        self.variance = np.maximum((inside**2 + prior / shrunk).mean(axis=0), _LEAST_VARIANCE)
+        variance = prior / shrunk
+        self.variance = np.maximum((inside**2 + variance).mean(axis=0), _LEAST_VARIANCE)
+        ratio = variance / self.variance
+        self.divergence = 0.5 * (inside**2 / self.variance + ratio - 1 - np.log(ratio)).sum(axis=0)
         return self.features @ self.coefficients.astype(x.dtype)
 
     def select(self, keep):
         """Keep the components ``keep``."""
         self.variance = self.variance[keep]
         if self.coefficients is not None:
-            self.coefficients = self.coefficients[:, keep]
+            self.coefficients, self.divergence = self.coefficients[:, keep], self.divergence[keep]

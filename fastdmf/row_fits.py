@@ -31,15 +31,16 @@ __all__ = [
 ]
 
 # Trials end earlier than the fit that stays: their order is what counts.
-_TRIAL_TOL, _TRIAL_ITER = 0.03, 30
+_TRIAL_TOL, _TRIAL_ITER = 0.05, 30
 # Entries that tell one fit from another; tables of fewer held-out entries are tried on more folds. (Squared error over
 # that of mean filling on twelve 40 x 8 tables of noise, 30 % hidden: 1.008, with one fold 1.074; linnerud, 10 % hidden,
 # 0.96 of the best peer's error, with one fold 2.97.)
 _ENOUGH, _MOST_FOLDS = 250, 8
 _MAX_ITER = 200
 _DEPTH = 3  # of the factors
-# Strengths of the shrinkage tried, in rows a column of the table, from the strongest: each starts from the one before.
-_STRENGTHS = (5.0, 1.0, 0.2)
+# Strengths of the shrinkage tried, in rows a column of the table; each starts from the fit before it, and a kind of
+# target is done when the error rises. Tables of many rows begin with the weakest.
+_STRENGTHS, _MANY = (5.0, 1.0, 0.2), 4
 # Columns from which one correlation for each distance is tried: a few distances are no better than one number.
 _ORDERED = 16
 # Noise variance, in units of the variance, under which data count as exactly fitted.
@@ -185,12 +186,13 @@ def choose_gaussian(z, folds, say, n_threads=None):
     say : callable
         Told of every trial.
     """
-    p = z.shape[1]
+    n, p = z.shape
+    strengths = _STRENGTHS[::-1] if n >= _MANY * p else _STRENGTHS
     best, best_errors = None, None
     with thread_limits(n_threads):
         for by_distance in (False, True)[: 1 + (p >= _ORDERED)]:
             rows, lowest = [None] * len(folds), None
-            for strength in _STRENGTHS:
+            for strength in strengths:
                 shrinkage = Shrinkage(max(strength * p, 1.0), by_distance)
                 settings = {"tol": _TRIAL_TOL, "max_iter": _TRIAL_ITER}
                 rows = [

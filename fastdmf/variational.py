@@ -22,6 +22,7 @@ _FEATURES = 64
 _FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
 _STOP_FROM = 5  # sweeps before the evidence may end the fit
 _BIAS_SLACK = 0.97
+_HOPE = 4  # the gains that a rival fit may still add up to, in units of its last one: they shrink geometrically
 
 
 @dataclass(repr=False)
@@ -109,7 +110,7 @@ def vbmf(
         Whether *which* entries are observed informs the factors (spectral features of the mask as prior means, like
         SVD++). Right for ratings, where people choose what they rate; without effect where entries are missing at
         random; **a leak where the pattern of the mask knows the answer**. None: on masks of less than a fifth of the
-        matrix and up to 5 million entries.
+        matrix and up to 5 million entries, where the evidence of a fit with them is higher than that of one without.
     biases : bool
         Whether rows and columns have biases.
     max_iter : int or None
@@ -152,6 +153,7 @@ def vbmf(
     if width is None:
         width = _WIDTH_DENSE if dense else _WIDTH
     width = min(check_count("width", width), min(n1, n2) // 2)
+    features_may_hurt = implicit_features is None
     if implicit_features is None:
         implicit_features = not dense and mask.size <= _FEATURES_MAX
     max_iter = (_SWEEPS_DENSE if dense else _SWEEPS) if max_iter is None else check_count("max_iter", max_iter)
@@ -162,7 +164,9 @@ def vbmf(
     with compile_clock() as clock, thread_limits(n_threads):
         process = _Fit(backend, mask, y, weights, settings, dtype, seed, _FEATURES if implicit_features else 0)
         statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback)
-        process.prefer_biases(settings, max_iter, float(tol), dtype)
+        if features_may_hurt:
+            process.prefer_no_features(settings, seed, max_iter, float(tol))
+        process.prefer_biases(settings, max_iter, float(tol))
         factors = process.balanced_factors(3 if depth is None else int(depth))
     if on_failure == "warn":
         warn_unless_success(statuses)
@@ -271,7 +275,15 @@ class _Fit:
         }
         return {name: np.array([value]) for name, value in values.items()}
 
-    def prefer_biases(self, settings, max_iter, tol, dtype):
+    def prefer_no_features(self, settings, seed, max_iter, tol):
+        """Go back to a fit without features of the mask where the evidence is its.
+
+        A mask that says nothing of the values costs accuracy: its coefficients are noise.
+        """
+        if self.sweeps.rows.regression is not None and self.sweeps.done > _STOP_FROM:
+            self._prefer(Sweeps(*self._data, settings, np.random.default_rng(seed), self.sweeps.dtype), max_iter, tol)
+
+    def prefer_biases(self, settings, max_iter, tol):
         """Go back to biases alone where the evidence is theirs.
 
         On very sparse masks components die too slowly: without this, masks of 1 to 5 entries a row with little
@@ -281,15 +293,18 @@ class _Fit:
         most = -0.5 * (np.log(2 * np.pi * _BIAS_SLACK * self.bias_noise) + 1)
         if not settings.biases or self.sweeps.components == 0 or self.evidence > most or self.sweeps.done < 2:
             return
-        alone = Sweeps(*self._data, Settings(settings.theta, 0, True), None, dtype)
-        alone.start()
+        self._prefer(Sweeps(*self._data, Settings(settings.theta, 0, True), None, self.sweeps.dtype), max_iter, tol)
+
+    def _prefer(self, rival, max_iter, tol):
+        """Fit ``rival`` and take it where its evidence is higher."""
+        rival.start()
         evidence = -np.inf
         for _ in range(max_iter):
-            gain, evidence = _step(alone, evidence)
-            if gain <= tol:
+            gain, evidence = _step(rival, evidence)
+            if gain <= tol or evidence + _HOPE * gain < self.evidence:
                 break
         if evidence > self.evidence:
-            self.sweeps, self.evidence = alone, evidence
+            self.sweeps, self.evidence = rival, evidence
 
     def failed(self):
         return np.array([False])

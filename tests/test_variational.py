@@ -228,6 +228,28 @@ def test_features_are_the_singular_vectors_of_the_scaled_mask():
     np.testing.assert_allclose(again, rows[3, 2:], atol=1e-8)
 
 
+def test_features_that_say_nothing_are_left_out():
+    """The evidence, which pays for the coefficients, is higher without them; so is the accuracy."""
+    mask, y, *hidden = sparse_ratings(3000, 200, 10, 1.5)
+    fits = [vbmf(mask, y, implicit_features=use, random_state=0, on_failure="ignore") for use in (True, False, None)]
+    errors = [np.sqrt(np.mean((fit.predict(*hidden[:2]) - hidden[2]) ** 2)) for fit in fits]
+    assert fits[0].sweeps.evidence() < fits[1].sweeps.evidence() and errors[1] < errors[0]
+    assert errors[2] == errors[1] and fits[2].sweeps.rows.regression is None
+
+
+def test_features_that_tell_are_kept():
+    """Rows observe the columns whose factors are like their own."""
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal((600, 2)), rng.standard_normal((400, 2))
+    affinity = u @ v.T
+    seen = rng.random(affinity.shape) < 0.12 / (1 + np.exp(-4 * affinity))
+    mask, full = fastdmf.EntryMask(*np.nonzero(seen), seen.shape), affinity + rng.standard_normal(seen.shape)
+    fits = [vbmf(mask, full[seen], implicit_features=use, random_state=0, on_failure="ignore") for use in (False, None)]
+    assert fits[1].sweeps.rows.regression is not None
+    assert fits[1].sweeps.evidence() > fits[0].sweeps.evidence()
+    assert hidden_error(fits[1], mask, full) < hidden_error(fits[0], mask, full)
+
+
 def test_regression_on_features():
     """Against the normal equations, and coefficients that mean nothing shrink."""
     rng = np.random.default_rng(0)
@@ -240,6 +262,14 @@ def test_regression_on_features():
     for k, ridge in enumerate((0.3 / 4.0, 0.7 / 0.25)):
         z = np.linalg.solve(gram + ridge * np.eye(4), f.T @ (trust * x[:, k]))
         np.testing.assert_allclose(mean[:, k], f @ z, rtol=1e-10)
+    # The divergence of the last coefficients, from explicit posterior variances.
+    for k, (g, t) in enumerate(((0.3, 4.0), (0.7, 0.25))):
+        z, after = regression.coefficients[:, k], regression.variance[k]
+        v = np.diag(np.linalg.inv((gram + g / t * np.eye(4)) / g))
+        eigen = g / (np.linalg.eigvalsh(gram) + g / t)
+        np.testing.assert_allclose(v.sum(), eigen.sum(), rtol=1e-10)
+        expected = 0.5 * (z @ z / after + np.sum(eigen / after - 1 - np.log(eigen / after)))
+        np.testing.assert_allclose(regression.divergence[k], expected, rtol=1e-10)
     for _ in range(20):
         regression.fit(x, trust, prior)
     assert regression.variance[0] > 0.5 and regression.variance[1] < 0.02
