@@ -29,6 +29,7 @@ _START = 0.2  # of the square root of the bias fit's error: standard deviation o
 _WARM_RIDGE = 0.7  # of the spectral norm of the noise on the mask
 _BIAS_RIDGE = 5.0
 _STEPS, _TOL = 3, 0.1  # of conjugate gradients a row
+_ALIVE = 1e-4  # of the largest component's energy
 _DEAD = 1e-8  # of the largest component's energy
 _FLOOR = 1e-12
 _WARM_SWEEPS, _FEATURES_FROM = 2, 3
@@ -321,6 +322,12 @@ class Sweeps:
             if side.regression is not None and side.regression.divergence is not None:
                 divergence += side.free[: self.live] @ side.regression.divergence
         return -0.5 * self.rows.total * (np.log(2 * np.pi * self.noise) + 1) - divergence
+
+    @property
+    def alive(self):
+        """Number of latent columns that carry more than 1e-4 of the largest one's energy."""
+        energy = (self.rows.second * self.columns.second)[self.head : self.live]
+        return int(np.count_nonzero(energy > _ALIVE * energy.max(initial=0)))
 
     @property
     def components(self):

@@ -77,34 +77,39 @@ _HIDDEN, _HIDDEN_SEED = 0.2, 0
 class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Fill the holes of a matrix by deep matrix factorization.
 
-    Fits W = W_N ... W_1 to the observed entries by descent from a small start, whose implicit bias is towards low rank
-    [1]_, and stops where held-out entries are predicted best. The rank is not given. Holes are then filled row by
-    row, so that rows that were never seen work as well: a row z is taken as m + L c + noise, with the mean m and the
-    covariance L L^T of the fitted rows, and its holes get m + L c at
+    Nothing needs tuning. The rows of the table are taken as draws of one distribution z ~ N(m, C), which is fitted to
+    the observed entries; the holes h of any row, seen at ``fit`` or not, are filled with their conditional mean given
+    its observed columns o,
 
-        c = argmin ||z_o - m_o - L_o c||^2 / sigma^2 + ||c||^2      (o: the row's observed columns),
+        z_h = m_h + C_ho C_oo^-1 (z_o - m_o).
 
-    sigma^2 being the noise variance that predicts the held-out entries best.
+    Held-out entries choose how C is found: as the full covariance of up to 500 columns, by expectation maximisation
+    with shrinkage, or as L L^T + sigma^2 I of few factors, by variational matrix factorization (:func:`fastdmf.vbmf`)
+    or, for data of exactly low rank, by descent from a small start [1]_.
 
     Parameters
     ----------
     depth : int, optional
-        Number of factors. By default 2 and 3 are both fitted and the one with the lower error on held-out entries stays
-        (3 without held-out entries): noise is filtered better at depth 2, exactly low-rank data completed better at 3.
+        Number of factors. For the variational solver it ties the prior variances of the components; for the descent 2
+        and 3 are both fitted by default and the one with the lower held-out error stays.
     width : int or tuple of int, optional
-        Inner width or widths, an upper bound on the rank. Default full, min(n_samples, n_features), up to 500.
+        Inner width or widths, an upper bound on the rank. Given, or with ``depth`` given, the full covariance does not
+        compete. Default of the descent: full, min(n_samples, n_features), up to 500.
     solver : {"auto", "variational", "gaussian", "descent"}
+        ``"auto"`` lets held-out entries choose, and is the descent where ``rule``, ``warm_start`` or several widths
+        ask for it. ``"gaussian"`` is the full covariance.
     rule : str or Rule
         Step rule of the descent, see :func:`fastdmf.solve`; ``"auto"`` has nothing to tune.
     init_scale : float
         End-to-end scale of the start, for data of unit root mean square.
     max_iter : int, optional
-        Steps of one descent; the default is the rule's.
+        Steps of one fit; the default is the solver's.
     tol : float
-        The descent ends when the squared residual is this share of the squared data.
+        The descent ends when the squared residual is this share of the squared data; the others do not use it.
     validation_fraction : float
-        Share of the observed entries that is held out to choose the stopping point, the depth and the noise
-        variance; 0 holds out nothing and fits to ``tol``. Every row and column keeps an entry for the fit.
+        Share of the observed entries that is held out to choose the solver and its settings; only the descent, which
+        also stops by them, is not fitted to them in the end. 0 holds out nothing: the full covariance up to 500
+        columns, else the variational solver. Every row and column keeps an entry for the fit.
     patience : int
         Evaluations without a lower held-out error before the descent ends.
     missing_values : float, default=np.nan
@@ -143,13 +148,13 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     effective_rank_ : float
         exp of the entropy of the normalised singular values.
     noise_variance_ : float
-        sigma^2 of the fold-in, in units of ``scale_``.
+        sigma^2, in units of ``scale_``: of a full covariance the mean variance of a column when all others are known.
     depth_ : int
     n_iter_ : int
-        Steps of the descent that was kept.
+        Steps of the fit that was kept.
     status_ : fastdmf.engine.Status
     history_ : dict of ndarray
-        Records of the descent, for data of unit root mean square; see :func:`fastdmf.solve`.
+        Records of the fit that was kept; see :func:`fastdmf.solve` and :func:`fastdmf.vbmf`.
     device_, solver_ : str
     indicator_ : MissingIndicator or None
     n_features_in_ : int
@@ -158,12 +163,16 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     See Also
     --------
-    fastdmf.solve : The descent itself.
+    fastdmf.vbmf, fastdmf.solve : The solvers themselves.
 
     Notes
     -----
     Observed entries are returned unchanged, bit for bit, and ``fit_transform(X)`` equals ``fit(X).transform(X)``.
-    The fitted matrix, which saw the training rows themselves, is :meth:`reconstruct`; it differs a little.
+    The fitted matrix is :meth:`reconstruct`; for few factors it differs a little, as it saw the rows themselves.
+    :meth:`uncertainty` says how far off a filled value may be.
+
+    Columns that stand in an order, like pixels or times, may be correlated by their distance, and that is used where
+    held-out entries confirm it; the order of the rows is not.
 
     An all-missing row is filled with the mean of the fitted rows. float32 data is fitted and returned in float32,
     anything else in float64; the fold-in, n_rows (n_features r^2 + r^3) flops for r modes, is done in float64.

@@ -1,13 +1,14 @@
 """``vbmf``: completion of large or noisy masks, nothing to tune."""
 
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fastdmf.alternating import Settings, Sweeps, balanced_factors
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checks import check_count, check_data, check_number, check_seed
-from fastdmf.engine import Solution, Stop, drive, warn_unless_success
+from fastdmf.engine import Solution, SolveWarning, Stop, drive, warn_unless_success
 from fastdmf.factor_model import FactorModel, FactorSide
 from fastdmf.masks import EntryMask
 
@@ -22,6 +23,7 @@ _FEATURES = 64
 _FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
 _STOP_FROM = 5  # sweeps before the evidence may end the fit
 _BIAS_SLACK = 0.97
+_COLLAPSED = 1 / 3  # of the components
 _HOPE = 4  # the gains that a rival fit may still add up to, in units of its last one: they shrink geometrically
 
 
@@ -164,12 +166,20 @@ def vbmf(
     with compile_clock() as clock, thread_limits(n_threads):
         process = _Fit(backend, mask, y, weights, settings, dtype, seed, _FEATURES if implicit_features else 0)
         statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback)
+        untied = process.prefer_untied(settings, seed, _FEATURES if implicit_features else 0, max_iter, float(tol))
         if features_may_hurt:
             process.prefer_no_features(settings, seed, max_iter, float(tol))
         process.prefer_biases(settings, max_iter, float(tol))
         factors = process.balanced_factors(3 if depth is None else int(depth))
     if on_failure == "warn":
         warn_unless_success(statuses)
+        if untied and depth is not None:
+            warnings.warn(
+                f"prior variances tied as by depth={depth} let most components die: they were left untied, as by "
+                "depth=None on sparse masks",
+                SolveWarning,
+                stacklevel=2,
+            )
     history = {name: v if name == "iteration" else v[:, 0] for name, v in history.items()}
     sweeps, biases = process.sweeps, process.biases()
     return VariationalSolution(
@@ -283,6 +293,20 @@ class _Fit:
         if self.sweeps.rows.regression is not None and self.sweeps.done > _STOP_FROM:
             self._prefer(Sweeps(*self._data, settings, np.random.default_rng(seed), self.sweeps.dtype), max_iter, tol)
 
+    def prefer_untied(self, settings, seed, features, max_iter, tol):
+        """Go to variances of their own where tied ones let most components die; return whether it was done.
+
+        The evidence rises all through such a collapse (MovieLens-100K u2, depth 3, width 62, no features: test error
+        0.9433), but that of untied variances is higher still.
+        """
+        if settings.theta == 1 or self.sweeps.alive >= _COLLAPSED * settings.width or self.sweeps.done <= _STOP_FROM:
+            return False
+        rival = Sweeps(*self._data, replace(settings, theta=1.0), np.random.default_rng(seed), self.sweeps.dtype)
+        if features:
+            rival.use_features(features)
+        self._prefer(rival, max_iter, tol)
+        return self.sweeps is rival
+
     def prefer_biases(self, settings, max_iter, tol):
         """Go back to biases alone where the evidence is theirs.
 
@@ -301,7 +325,7 @@ class _Fit:
         evidence = -np.inf
         for _ in range(max_iter):
             gain, evidence = _step(rival, evidence)
-            if gain <= tol or evidence + _HOPE * gain < self.evidence:
+            if gain <= tol or (rival.done >= _STOP_FROM and evidence + _HOPE * gain < self.evidence):
                 break
         if evidence > self.evidence:
             self.sweeps, self.evidence = rival, evidence

@@ -44,6 +44,15 @@ def test_exactly_the_true_components_survive(noise, error, dtype):
     assert hidden_error(solution, mask, full) < error
 
 
+def test_tied_variances_that_let_components_die_are_untied():
+    mask, y, full = ratings(500, 400, 30_000, 5, 0.5)
+    with pytest.warns(SolveWarning, match="prior variances tied as by depth=3 let most components die"):
+        solution = vbmf(mask, y, depth=3, implicit_features=False, random_state=0)
+    free = vbmf(mask, y, implicit_features=False, random_state=0)
+    assert solution.components == free.components == 5
+    assert hidden_error(solution, mask, full) < 1.0001 * hidden_error(free, mask, full)
+
+
 def test_no_noise_is_recognised():
     mask, y, full = ratings(500, 400, 30_000, 5, 0.0)
     solution = vbmf(mask, y, random_state=0, on_failure="ignore")
