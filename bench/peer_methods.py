@@ -37,8 +37,9 @@ class Method:
 
 
 def _fastdmf(problem, iterations, seed):
-    from fastdmf import DMFCompleter
     from scipy.sparse import coo_matrix
+
+    from fastdmf import DMFCompleter
 
     x = coo_matrix((problem.train[2], problem.train[:2]), problem.shape)
     model = DMFCompleter(max_iter=iterations, random_state=seed).fit(x)
