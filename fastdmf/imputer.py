@@ -72,6 +72,7 @@ _FITTED, _NOT_UNDERSTOOD, _SMALL = 1e-3, 0.1, 30_000
 _FINISHED = 1e-9  # there are no more digits to win
 # Share of the observed entries that ``score`` hides, and the seed that draws them.
 _HIDDEN, _HIDDEN_SEED = 0.2, 0
+_STILL = 1e-6  # variance, relative to the smallest of the other columns, given to columns without any
 
 
 class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -517,8 +518,10 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if not centre:
             mean = np.zeros(p)
         mean[self._empty] = values.mean()
-        scale = np.where(variance > 0, np.sqrt(variance), 1.0) if rescale else np.ones(p)
-        return mean, scale
+        if not rescale or varying.size == 0:
+            return mean, np.ones(p)
+        # Nothing is known of the unit of a column that does not vary: its holes stay at its mean.
+        return mean, np.sqrt(np.where(variance > 0, variance, _STILL * varying.min()))
 
     def _choose(self, z, seen, held_out, seed, dtype):
         """Return the :class:`RowFit` of the solver asked for, or of the one that predicts held-out entries best.

@@ -496,6 +496,19 @@ def test_infinite_values_in_new_rows():
         imputer.score(np.full((2, 4), np.nan))
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_columns_that_do_not_vary_keep_their_mean_in_any_unit(scale):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20, 5)) * [1, 10, 100, 1, 1]
+    X[:, 3] = np.nan
+    X[4, 3] = 0.3
+    X[:, 4] = -2.0
+    X[7:9, 4] = np.nan
+    out = DMFImputer(random_state=0).fit_transform(scale * X) / scale
+    np.testing.assert_allclose(out[:, 3], 0.3, atol=1e-2)
+    np.testing.assert_allclose(out[:, 4], -2.0, atol=1e-2)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 9),
