@@ -10,6 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastdmf.checks import check_count, check_number
+from fastdmf.engine import Status
 from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.fitting import (
     Progress,
@@ -26,6 +27,7 @@ from fastdmf.fitting import (
     unit_scale,
 )
 from fastdmf.operators import EntryMask
+from fastdmf.recovery import largest_rank, recover
 from fastdmf.row_fits import (
     RowFit,
     choose_gaussian,
@@ -40,7 +42,7 @@ from fastdmf.row_models import LowRankRows
 
 __all__ = ["DMFImputer"]
 
-_SOLVERS = ("auto", "variational", "gaussian", "descent")
+_SOLVERS = ("auto", "variational", "gaussian", "descent", "recovery")
 # Depths that compete on the held-out entries where none is asked for. Noisy tables, images and traffic counts want 2,
 # data of exactly low rank want 3.
 _DEPTHS = (2, 3)
@@ -96,9 +98,10 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     width : int or tuple of int, optional
         Inner width or widths, an upper bound on the rank. Given, or with ``depth`` given, the full covariance does not
         compete. Default of the descent: full, min(n_samples, n_features), up to 500.
-    solver : {"auto", "variational", "gaussian", "descent"}
-        ``"auto"`` lets held-out entries choose, and is the descent where ``rule``, ``warm_start`` or several widths
-        ask for it. ``"gaussian"`` is the full covariance.
+    solver : {"auto", "variational", "gaussian", "descent", "recovery"}
+        ``"auto"`` lets held-out entries choose, is the descent where ``rule``, ``warm_start`` or several widths ask for
+        it, and finishes exactly low-rank data by :func:`fastdmf.recover`, which is ``"recovery"``. ``"gaussian"`` is
+        the full covariance.
     rule : str or Rule
         Step rule of the descent, see :func:`fastdmf.solve`; ``"auto"`` has nothing to tune.
     init_scale : float
@@ -534,6 +537,8 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         held_out : ndarray of int or None
             Indices of observed entries in row-major order.
         """
+        if self.solver == "recovery":
+            return self._recovery(z, seen, seed, dtype)
         if self.solver == "descent" or (self.solver == "auto" and self._asks_for_descent()):
             return self._descent(z, seen, held_out, seed, dtype)
         common = {"depth": self.depth, "max_iter": self.max_iter, "n_threads": self.n_threads}
@@ -558,7 +563,14 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     fit = self._descent(z, seen, held_out, seed, dtype)
                     others = held_out_errors([fit.rows], z, folds[:1])
                     self._log(f"descent: held out {others.mean():.4g}")
-                    if clearly_better(others, errors[: len(others)]):
+                    better = clearly_better(others, errors[: len(others)])
+                    enough = largest_rank((int(seen.any(axis=1).sum()), z.shape[1]), int(seen.sum()))
+                    if enough and min(others.mean(), errors.mean()) < _FITTED * np.mean(z[seen] ** 2):
+                        exact = self._recovery(z, seen, seed, dtype, noise=False)
+                        self._log(f"recovery: {exact.status.name}")
+                        if exact.status is Status.EXACT:
+                            return exact
+                    if better:
                         return fit
         if solver == "gaussian":
             return fit_gaussian(z, seen, shrinkage, start=start, dtype=dtype, **common)
@@ -571,8 +583,8 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _may_be_exact(self, z, seen, errors):
         """Whether the matrix may be of exactly low rank: all but fitted, or small and not understood.
 
-        Exact recovery from few entries is the descent's own domain, and it finishes the digits. This is the one place
-        that hands over to it.
+        Exact recovery from few entries is the descent's own domain; where it predicts held-out entries to a few
+        percent, ``recover`` finishes the digits.
         """
         share = errors.mean() / max(np.mean(z[seen] ** 2), 1e-300)
         few = z.size <= _SMALL and min(z.shape) > _FEW_COLUMNS and share > _NOT_UNDERSTOOD
@@ -642,6 +654,35 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             if solution.status.name == "INTERRUPTED":
                 break
         return best
+
+    def _recovery(self, z, seen, seed, dtype, noise="auto"):
+        """Return the :class:`RowFit` of :func:`fastdmf.recover` on the rows that hold anything."""
+        told = seen.any(axis=1)
+        rows, cols = np.nonzero(seen[told])
+        values, shape = z[told][rows, cols], (int(told.sum()), z.shape[1])
+        if largest_rank(shape, len(values)) == 0 or not values.any():
+            raise ValueError(
+                f"X has {len(values)} observed entries, too few or all alike to recover {shape[0]} rows and {shape[1]} "
+                "columns exactly: use solver='auto' or 'variational'"
+            )
+        solution = recover(
+            EntryMask(rows, cols, shape),
+            values,
+            noise=noise,
+            validation=self.validation_fraction or 0.05,
+            on_failure="ignore",
+            callback=Progress(type(self).__name__, 2) if self.verbose else None,
+            device=self.device,
+            n_threads=self.n_threads,
+            random_state=seed,
+        )
+        right, left = solution.factors
+        whole = np.empty((len(z), len(right)))
+        whole[told], whole[~told] = left, left.mean(axis=0)
+        factors = [right, whole]
+        model = _rows_of_factors(factors, told, values, np.flatnonzero(told)[rows], cols)
+        factors = [w.astype(dtype) for w in factors]
+        return RowFit("recovery", model, factors, solution.status, solution.n_iter, solution.history, solution.device)
 
     # --- fold-in -----------------------------------------------------------------------------------------------------
 

@@ -197,7 +197,7 @@ class _Search:
             "relative_loss": 0.0 if self.exact else 1.0,
             "null_objective": 1.0,
             "objective": min(self.residual, 1.0),
-            "residual": self.residual,
+            "loss": self.residual**2,
             "eps": np.nan if path is None else path.eps,
             "exponent": np.nan if path is None else path.exponent,
             "rank": np.nan if path is None else path.rank,

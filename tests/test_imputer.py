@@ -454,7 +454,7 @@ def test_bad_input(X, kind, message):
         ({"max_iter": -1}, "max_iter"),
         ({"patience": 0}, "patience"),
         ({"rule": "sgd"}, "rule"),
-        ({"solver": "recovery"}, "solver must be 'auto' or 'variational' or 'gaussian' or 'descent'"),
+        ({"solver": "recovery"}, "solver must be 'auto' or 'variational' or 'gaussian' or 'descent' or 'recovery'"),
         ({"device": "tpu"}, "device"),
         ({"n_threads": 0}, "n_threads"),
         ({"validation_fraction": 1.0}, "validation_fraction must be a number in"),
@@ -529,3 +529,33 @@ def test_any_small_table(n, p, share, scale, seed):
     assert np.isfinite(out).all()
     assert np.array_equal(out[seen], X[seen])
     assert np.abs(out).max() < 100 * np.abs(X[seen]).max()
+
+
+def test_exactly_low_rank_data_are_recovered_to_the_last_digits():
+    """2000 entries of a 100 x 100 matrix of rank 5: a fifth, and 1e-10 where the descent stops at 4e-3."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((100, 5)) @ rng.standard_normal((5, 100))
+    X = np.full(truth.shape, np.nan)
+    seen = rng.permutation(truth.size)[:2000]
+    X.flat[seen] = truth.flat[seen]
+    for solver in ("auto", "recovery"):
+        imputer = DMFImputer(solver=solver, random_state=0)
+        filled = imputer.fit_transform(X)
+        assert imputer.solver_ == "recovery"
+        assert imputer.status_ is Status.EXACT
+        assert imputer.noise_variance_ < 1e-10
+        assert len(imputer.singular_values_) == 5
+        assert np.linalg.norm(imputer.reconstruct() - truth) < 1e-10 * np.linalg.norm(truth)
+        assert np.linalg.norm(filled - truth) < 1e-6 * np.linalg.norm(truth)
+
+
+def test_recovery_on_request_fits_noise_too():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 50))
+    X = truth + 0.1 * rng.standard_normal(truth.shape)
+    X[rng.random(X.shape) < 0.5] = np.nan
+    imputer = DMFImputer(solver="recovery", random_state=0).fit(X)
+    assert imputer.status_ is Status.NOISE_LEVEL
+    assert np.linalg.norm(imputer.reconstruct() - truth) < 0.15 * np.linalg.norm(truth)
+    with pytest.raises(ValueError, match="too few or all alike to recover"):
+        DMFImputer(solver="recovery").fit(np.eye(4) + np.where(np.eye(4) > 0, 0, np.nan))

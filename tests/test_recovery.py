@@ -387,6 +387,7 @@ def test_history_callback_and_stop(rng):
     assert len(seen) == len(solution.history["iteration"])
     eps, exponent = solution.history["eps"], solution.history["exponent"]
     running = ~np.isnan(eps)
+    assert solution.history["loss"][-1] == solution.residual**2 or solution.history["loss"][-1] < 1e-20
     assert (np.diff(eps[running]) < 0).all()
     assert exponent[running][0] == 0.5
     assert (np.diff(exponent[running][1:]) > 0).all()
