@@ -454,7 +454,7 @@ def test_bad_input(X, kind, message):
         ({"max_iter": -1}, "max_iter"),
         ({"patience": 0}, "patience"),
         ({"rule": "sgd"}, "rule"),
-        ({"solver": "recovery"}, "solver must be 'auto' or 'variational' or 'gaussian' or 'descent' or 'recovery'"),
+        ({"solver": "sgd"}, "solver must be 'auto' or 'variational' or 'gaussian' or 'descent' or 'recovery'"),
         ({"device": "tpu"}, "device"),
         ({"n_threads": 0}, "n_threads"),
         ({"validation_fraction": 1.0}, "validation_fraction must be a number in"),
