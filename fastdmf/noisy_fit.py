@@ -9,10 +9,12 @@ from fastdmf.tangent import gauss_newton, thin_svd
 __all__ = ["noisy_fit"]
 
 _SCHEDULE = Schedule(end=0.02)
-# Ridge on the matrix, in units of the mean curvature. With 5 % noise and 1.5 entries a degree of freedom 0.003 lowers
-# the error of the right rank by up to 70 % where rows hold few entries, and costs 10 % elsewhere; 0.03 is too much.
+# Ridge on the matrix, in units of the mean curvature: some to tell the ranks apart, then multiples of the noise
+# variance of the chosen rank, relative to the data's mean square: the ridge of a Gaussian prior on the entries. With
+# 5 % noise and 1.5 entries a degree of freedom it lowers the error by up to 70 % where rows hold few entries.
 _SCAN = (0.001, 0.01, 0.1)
-_FINE = (1e-7, 1e-5, 0.0003, 0.003, 0.03)
+_FREE = 1e-7
+_MULTIPLES = (0.1, 0.3, 1.0, 3.0)
 # The largest penalty whose held-out error is this close to the lowest: a hundred held-out entries tell no more, none of
 # them lies in the rows with few entries, and those are what the penalty protects.
 _CLOSE = 1.02
@@ -26,9 +28,10 @@ _STEPS, _CG, _TOL = 12, 200, 1e-12
 def noisy_fit(data, max_rank, validation, rng):
     """Return the fit whose rank and penalty predict held-out measurements best, its relative error, and its credit.
 
-    Every rank is fitted from the truncated end of a continuation with three penalties, the best rank with five more;
-    the winner is fitted again to all the data. The early-stopped descent is tried on the same measurements and kept
-    where it is better on them: with many noisy unknowns its gradual bias serves better than any rank.
+    Every rank is fitted from the truncated end of a continuation with three penalties, the best one again with
+    multiples of its noise variance; the winner is fitted once more to all the data. The early-stopped descent is tried
+    on the same measurements and kept where it is better on them: with many noisy unknowns its gradual bias serves
+    better than any rank.
 
     Parameters
     ----------
@@ -66,7 +69,10 @@ def noisy_fit(data, max_rank, validation, rng):
         if rank == best + _PATIENCE:
             break
     rank = best
-    tried = [*(fit for fit in tried if fit[2].rank == rank), *fits(rank, _FINE)]
+    ((_, _, free),) = fits(rank, (_FREE,))
+    freedom = max(train.operator.size - rank * (sum(train.operator.shape) - rank), 1)
+    noise = train.loss(free) * train.operator.size / freedom
+    tried = list(fits(rank, [noise * k for k in _MULTIPLES]))
     lowest = min(fit[0] for fit in tried)
     error, penalty, x = max((fit for fit in tried if fit[0] <= _CLOSE * lowest), key=lambda fit: fit[1])
 
