@@ -7,7 +7,7 @@ arithmetic. Factors lie in one flat buffer a run, W_1 stored transposed; a batch
 
 Which products there are is not written in the kernel but in a table, ``chain_plan``: the kernel goes through its rows,
 so that it holds one product and every depth and cut share one compiled version. What it calls is inlined by numba and
-stands there once: with ten calls of a compiled product it took more than twice as long to compile.
+stands there once: with ten calls of a compiled product it took much longer to compile.
 """
 
 from collections import namedtuple

@@ -25,7 +25,7 @@ __all__ = [
 PAD = 16
 LINE = 64  # bytes of a cache line
 
-# Entries under which NumPy orders them: 3 ms at most, and nothing to compile for a first fit on a table.
+# Entries under which NumPy orders them, which leaves nothing to compile for a first fit on a table.
 _COMPILED = 1 << 15
 
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}

@@ -12,7 +12,7 @@ here too: as array expressions over one slice they took 60 us a step, a third of
 
 One compiled function prepares a direction and one judges a trial; large slices call them in two parts, with the passes
 over vectors between them in parallel. What they share is inlined by numba: as functions of their own it was compiled
-once more inside every caller (10.7 s of CPU time where these take 4.8).
+once more inside every caller.
 
 All buffers are C-contiguous and D is a multiple of a cache line, as ``fastdmf.chain.Layout`` makes it. Sums are taken
 in ranges of ``_RANGE`` numbers and added in order in float64: no bit depends on the number of threads.

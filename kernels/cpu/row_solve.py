@@ -189,8 +189,7 @@ def _solve_rows(
         lo = load_index(indptr, i)
         hi = load_index(indptr, i + 1)
         x = i * h
-        # One place for this and for the steps, with flags at run time, took two thirds of the time to compile (5.2 s
-        # against 7.8) and 3 to 17 % more in float32 at H = 16 to 64.
+        # One place for this and for the steps, with flags at run time, compiles sooner and runs slower in float32.
         squares, weights = _gram(like, work, g, a, x, b, indices, y, w, lo, hi, far, True, weighted)
         total = add(total, squares)
         count = sum1(weights) if weighted else np.float64(hi - lo)
