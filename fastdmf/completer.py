@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 from numbers import Real
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.factor_model import FactorModel
 from fastdmf.fitting import Progress, check_settings, descend, draw_held_out, effective_rank, report, unit_scale
 from fastdmf.ids import IdTable, Positions
+from fastdmf.recovery import recover
 from fastdmf.variational import bias_model, vbmf
 
 __all__ = ["DMFCompleter"]
@@ -48,8 +50,9 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         1 - 2/N) and by default follows from the density; the descent takes 3.
     width : int or tuple of int, optional
         Upper bound on the rank; a tuple of inner widths for the descent. By default the solver's.
-    solver : {"auto", "variational", "descent"}
-        "auto" is the variational one.
+    solver : {"auto", "variational", "descent", "recovery"}
+        "auto" is the variational one. "recovery" is :func:`fastdmf.recover`, for entries without noise: no mean, no
+        biases, no bounds, the rank found.
     biases : bool
         Whether rows and columns have biases. Without them is better for exactly low-rank data.
     implicit_features : bool, optional
@@ -206,13 +209,16 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         seed = int(random.randint(np.iinfo(np.int32).max))
         if self.solver == "descent":
             solution, model = self._descend(mask, values, weights, random, seed)
+        elif self.solver == "recovery":
+            solution, model = self._recover(mask, values, weights, seed)
         else:
             solution, model = self._vary(mask, values, weights, seed)
         report(self, solution)
-        self.solver_ = "descent" if self.solver == "descent" else "variational"
+        self.solver_ = "variational" if self.solver == "auto" else self.solver
         self.depth_ = len(solution.factors)
         self.n_features_in_ = len(cols) if sparse.issparse(X) else 2
-        self._observed = float(values.min()), float(values.max())
+        exact = self.solver == "recovery"
+        self._observed = (-np.inf, np.inf) if exact else (float(values.min()), float(values.max()))
         self._settle(model, rows, cols)
         return self
 
@@ -341,7 +347,7 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if return_std and self.solver_ != "variational":
-            raise ValueError("return_std=True needs the variational solver: the descent has no posterior")
+            raise ValueError("return_std=True needs the variational solver: the others have no posterior")
         i, j = self._places(read_entries(X, None, self.columns))
         with thread_limits(self.n_threads):
             parts = self._model.predict(i, j, return_std)
@@ -465,7 +471,7 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
 
     def _check(self):
         """Check the settings that the solvers do not see."""
-        check_settings(self, ("auto", "variational", "descent"))
+        check_settings(self, ("auto", "variational", "descent", "recovery"))
         if self.duplicates not in DUPLICATES:
             raise ValueError(f"duplicates must be one of {DUPLICATES}, got {self.duplicates!r}")
         if not isinstance(self.biases, (bool, np.bool_)):
@@ -599,6 +605,29 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         model.y, model.w = _sorted(mask, (values - base.mean).astype(values.dtype), weights)[2:]
         model.rows.counts[:-1] = np.bincount(rows, weights, mask.shape[0])
         model.columns.counts[:-1] = np.bincount(cols, weights, mask.shape[1])
+        return solution, model
+
+    def _recover(self, mask, values, weights, seed):
+        """Return the solution of ``recover`` and its model; mean and biases would add to the rank."""
+        width = {} if self.width is None else {"max_rank": self.width}
+        solution = recover(
+            mask,
+            values,
+            weights=weights,
+            validation=self.validation_fraction or 0.05,
+            callback=Progress(type(self).__name__, 2) if self.verbose else None,
+            on_failure="ignore",
+            device=self.device,
+            n_threads=self.n_threads,
+            random_state=seed,
+            **width,
+        )
+        right, left = (w.astype(values.dtype) for w in solution.factors)
+        base = bias_model(mask, values, weights=weights, biases=False, device=self.device, n_threads=self.n_threads)
+        scale = float(np.mean(np.square(values, dtype=np.float64)))
+        noise = max(solution.noise**2, np.finfo(values.dtype).eps ** 2 * scale)
+        model = FactorModel.of_latent(replace(base, mean=0.0), left, right.T, noise)
+        model.y, model.w = _sorted(mask, values, weights)[2:]
         return solution, model
 
     def _settle(self, model, rows, columns):

@@ -425,7 +425,7 @@ def test_bad_x(X, error, message):
         ({"entry_weight": -np.ones(6000)}, ValueError, "entry_weight must not be negative"),
         ({"entry_weight": np.zeros(6000)}, ValueError, "entry_weight is zero everywhere"),
         ({"entry_weight": np.full(6000, np.nan)}, ValueError, "entry_weight contains NaN"),
-        ({"solver": "als"}, ValueError, "solver must be 'auto' or 'variational' or 'descent', got 'als'"),
+        ({"solver": "als"}, ValueError, "solver must be 'auto' or 'variational' or 'descent' or 'recovery', got 'als'"),
         ({"duplicates": "max"}, ValueError, "duplicates must be one of"),
         ({"biases": "no"}, ValueError, "biases must be True or False"),
         ({"min_value": "low"}, ValueError, "min_value must be a number or None"),
@@ -805,3 +805,22 @@ def test_a_million_entries():
     finally:
         tracemalloc.stop()
     assert columns.shape == (n1, 5) and peak < 0.5 * 4 * n1 * n2
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_recovery_finds_entries_outside_the_range_of_the_known_ones(dtype):
+    rng = np.random.default_rng(0)
+    truth = (rng.standard_normal((60, 3)) @ rng.standard_normal((3, 50))).astype(dtype)
+    truth[3] *= 30
+    pairs = np.argwhere(rng.random(truth.shape) < 0.3)
+    model = DMFCompleter(solver="recovery", random_state=0).fit(pairs, truth[tuple(pairs.T)])
+    assert model.solver_ == "recovery"
+    assert model.status_ is Status.EXACT
+    assert len(model.singular_values_) == 3
+    tol = 1e-10 if dtype == np.float64 else 1e-5
+    assert np.linalg.norm(model.reconstruct() - truth) < tol * np.linalg.norm(truth)
+    assert model.reconstruct().dtype == dtype
+    new = model.fold_in(np.stack([np.zeros(50, int), np.arange(50)], axis=1)[::4], 2 * truth[3, ::4])
+    assert np.linalg.norm(new.reconstruct() - 2 * truth[3]) < 1e-2 * np.linalg.norm(2 * truth[3])
+    with pytest.raises(ValueError, match="the others have no posterior"):
+        model.predict(pairs[:3], return_std=True)
