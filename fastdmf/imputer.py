@@ -565,7 +565,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     self._log(f"descent: held out {others.mean():.4g}")
                     better = clearly_better(others, errors[: len(others)])
                     enough = largest_rank((int(seen.any(axis=1).sum()), z.shape[1]), int(seen.sum()))
-                    if enough and min(others.mean(), errors.mean()) < _FITTED * np.mean(z[seen] ** 2):
+                    if enough and min(others.mean(), errors.mean()) < _FITTED * np.var(z[seen]):
                         exact = self._recovery(z, seen, seed, dtype, noise=False)
                         self._log(f"recovery: {exact.status.name}")
                         if exact.status is Status.EXACT:
@@ -586,7 +586,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Exact recovery from few entries is the descent's own domain; where it predicts held-out entries to a few
         percent, ``recover`` finishes the digits.
         """
-        share = errors.mean() / max(np.mean(z[seen] ** 2), 1e-300)
+        share = errors.mean() / max(np.var(z[seen]), 1e-300)
         few = z.size <= _SMALL and min(z.shape) > _FEW_COLUMNS and share > _NOT_UNDERSTOOD
         return few or (_FINISHED < share < _FITTED and max(z.shape) <= _WIDEST)
 
