@@ -14,7 +14,7 @@ _SCHEDULE = Schedule(end=0.02)
 # 5 % noise and 1.5 entries a degree of freedom it lowers the error by up to 70 % where rows hold few entries.
 _SCAN = (0.001, 0.01, 0.1)
 _FREE = 1e-7
-_MULTIPLES = (0.1, 0.3, 1.0, 3.0)
+_MULTIPLES = (0.1, 0.3, 1.0)
 # The largest penalty whose held-out error is this close to the lowest: a hundred held-out entries tell no more, none of
 # them lies in the rows with few entries, and those are what the penalty protects.
 _CLOSE = 1.02
