@@ -10,6 +10,7 @@ import numpy as np
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.descent import solve
 from fastdmf.operators import EntryMask, GaussianDense, GaussianSeeded
+from fastdmf.recovery import recover
 from fastdmf.variational import vbmf
 
 __all__ = ["JOBS", "warm_up"]
@@ -62,10 +63,17 @@ def _ratings(dtype):
     solution.predict(mask.rows, mask.cols, return_std=True)
 
 
+def _recovery(dtype):
+    mask = _mask()
+    y = np.random.default_rng(0).standard_normal(mask.size).astype(dtype)  # no rank meets it: every path is tried
+    recover(mask, y, max_rank=2, random_state=0, on_failure="ignore")
+
+
 JOBS = {
     "completion, small": _small_completion,
     "completion, large": _large_completion,
     "completion, variational": _ratings,
+    "recovery": _recovery,
     "sensing": _sensing,
     "sensing, seeded": _seeded,
 }
