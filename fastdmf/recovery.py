@@ -48,7 +48,7 @@ class RecoverySolution(Solution):
     noise : float
         Estimated standard deviation of the noise, corrected for the degrees of freedom; 0 where the fit is exact.
     held_out : float
-        Relative error on the held-out data that chose rank and penalty; NaN where nothing was held out.
+        Relative error on the held-out data that chose the rank; NaN where nothing was held out.
     """
 
     residual: float = np.nan
@@ -262,7 +262,7 @@ def recover(
         Whether to look for an exact fit first and, if there is none, for the best noisy one; only the one; only the
         other.
     validation : float
-        Fraction of the measurements held out to choose rank and penalty of a noisy fit.
+        Fraction of the measurements held out to choose the rank of a noisy fit.
     effort : {"normal", "high"}
         ``"high"`` tries five more schedules, each as long as the first, before it gives up.
     tol : float
