@@ -384,10 +384,13 @@ def figure(args):
             label = f"{run['method']}, n = {run['n']}"
             curves.setdefault(label, {}).setdefault(run["rho"], []).append(line["error"] < 1e-3)
     fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for label, points in sorted(curves.items(), key=lambda item: "recover" not in item[0]):
+    for k, (label, points) in enumerate(sorted(curves.items(), key=lambda item: "recover" not in item[0])):
         rho = sorted(points)
-        ours = label.startswith("recover")
-        ax.plot(rho, [100 * np.mean(points[k]) for k in rho], "o-" if ours else "s--", lw=2 if ours else 1, label=label)
+        share = [100 * np.mean(points[x]) for x in rho]
+        if label.startswith("recover"):
+            ax.plot(rho, share, "o-", lw=2, label=label)
+        else:  # many lie on each other: hollow markers of growing size
+            ax.plot(rho, share, "s^vDph"[k % 6] + "--", lw=1, ms=3 + 2 * k, mfc="none", label=label)
     ax.set(xlabel="entries a degree of freedom", ylabel="recovered, % of identifiable", ylim=(-4, 104))
     ax.set_title("100 x 100 and larger, rank 5, nobody is told the rank", fontsize=10)
     ax.legend(fontsize=7)
