@@ -10,8 +10,8 @@ minimises it subject to A(X) = y. In the tangent space of the r modes above eps 
 
 exact by the Woodbury identity where A A* = unit I (masks). For dense and rank-one measurements it is an approximation
 that costs nothing: weighting the data term by (A A*)^-1, which makes it exact, recovers as many instances as exactly
-(bench/recovery.py sensing, "dense" and "dense, whitened"). Then eps shrinks and q grows: shrinking
-eps at infinite depth from the start freezes wrong directions.
+(bench/recovery.py sensing, "dense" and "dense, whitened"). Then eps shrinks and q grows: shrinking eps at infinite
+depth from the start freezes wrong directions.
 """
 
 from dataclasses import dataclass
@@ -71,8 +71,8 @@ class Continuation:
     def __init__(self, data, schedule, rng):
         self.data, self.schedule = data, schedule
         n1, n2 = data.operator.shape
-        width = max(2, min(min(n1, n2) // 2, int(1.5 * data.operator.size / (n1 + n2)) + 2))
-        width = min(width, min(n1, n2))
+        # Ranks that the measurements could determine, and some more: the gap behind them names the rank.
+        width = min(n1, n2, int(1.5 * data.operator.size / (n1 + n2)) + 2)
         v = np.linalg.qr(rng.standard_normal((n2, width)))[0]
         zero = Tangent(data, LowRank(np.zeros((n1, 1)), np.zeros(1), np.zeros((n2, 1))))
         self.x = LowRank(np.zeros((n1, width)), np.zeros(width), v)

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastdmf.continuation import Continuation, Schedule
 from fastdmf.descent import solve
-from fastdmf.tangent import gauss_newton, thin_svd
+from fastdmf.tangent import degrees_of_freedom, gauss_newton, thin_svd
 
 __all__ = ["noisy_fit"]
 
@@ -27,9 +27,8 @@ def noisy_fit(data, max_rank, validation, rng):
     """Return the fit whose rank predicts held-out measurements best, its relative error, and its credit.
 
     Every rank is fitted from the truncated end of a continuation with three penalties, the best one again with a share
-    of its noise variance, at last to all the data. The early-stopped descent is tried
-    on the same measurements and kept where it is better on them: with many noisy unknowns its gradual bias serves
-    better than any rank.
+    of its noise variance, at last to all the data. The early-stopped descent is tried on the same measurements and
+    kept where it is better on them: with many noisy unknowns its gradual bias serves better than any rank.
 
     Parameters
     ----------
@@ -68,7 +67,7 @@ def noisy_fit(data, max_rank, validation, rng):
             break
     rank = best
     ((_, _, free),) = fits(rank, (_FREE,))
-    freedom = max(train.operator.size - rank * (sum(train.operator.shape) - rank), 1)
+    freedom = max(train.operator.size - degrees_of_freedom(train.operator.shape, rank), 1)
     noise = train.loss(free) * train.operator.size / freedom
     ((error, penalty, x),) = fits(rank, (_SHARE * noise,))
 

@@ -11,12 +11,19 @@ from fastdmf.continuation import Continuation, Schedule
 from fastdmf.contract import Operator
 from fastdmf.engine import Solution, SolveWarning, Status, Stop, drive, warn_unless_success
 from fastdmf.noisy_fit import noisy_fit
-from fastdmf.tangent import SETTLED, LowRank, Measurements, Tangent, gauss_newton, ridge_solve
+from fastdmf.tangent import (
+    SETTLED,
+    LowRank,
+    Measurements,
+    Tangent,
+    degrees_of_freedom,
+    gauss_newton,
+    ridge_solve,
+)
 
 __all__ = ["RecoverySolution", "recover"]
 
-# The second is slower and starts a little deeper: of ten 300 x 300 instances of rank 5 with 1.2 entries a degree of
-# freedom the first recovers six, the second all.
+# The second is slower and starts a little deeper, for what the first misses when entries are scarce.
 _SCHEDULES = (Schedule(), Schedule(first=0.55, decay=0.94))
 _MORE_SCHEDULES = (
     Schedule(first=0.75, last=0.75, decay=0.85),
@@ -34,6 +41,7 @@ _SAME = 0.1  # distance of two matrices, in units of the residual, that makes th
 _FINAL_CG = 2000
 _PROBE_CG, _PROBE_TOL = 4000, 1e-12
 _LOST, _SEEN = 0.1, 1e-11  # of one direction's share of a random vector; of the mean curvature
+_NO_LIMIT = 10**9  # steps: the search ends by itself
 _CLEAR = 0.5  # relative error on held-out data below which a noisy fit ends the search for an exact one
 
 
@@ -54,11 +62,6 @@ class RecoverySolution(Solution):
     residual: float = np.nan
     noise: float = 0.0
     held_out: float = np.nan
-
-
-def degrees_of_freedom(shape, rank):
-    """Return r (n1 + n2 - r), the dimension of the set of rank-r matrices."""
-    return rank * (shape[0] + shape[1] - rank)
 
 
 def largest_rank(shape, m):
@@ -264,7 +267,7 @@ def recover(
     validation : float
         Fraction of the measurements held out to choose the rank of a noisy fit.
     effort : {"normal", "high"}
-        ``"high"`` tries five more schedules, each as long as the first, before it gives up.
+        ``"high"`` tries four more schedules, each as long as the first, before it gives up.
     tol : float
         Relative residual sqrt(sum w r^2 / sum w y^2) of an exact fit; at least four units of the rounding of ``y``, so
         that float32 data are met exactly at 5e-7.
@@ -323,13 +326,13 @@ def recover(
         weights = weights.astype(np.float64) / weights.mean(dtype=np.float64)
     cap = largest_rank(operator.shape, operator.size)
     if max_rank is not None:
-        cap = min(check_count("max_rank", max_rank), max(cap, 1))
+        cap = min(check_count("max_rank", max_rank), cap)
     if not y.any():
         raise ValueError("y is zero everywhere: the zero matrix meets it, there is nothing to recover")
     if cap == 0:
         n1, n2 = operator.shape
         raise ValueError(
-            f"operator has {operator.size} measurements, fewer than the {n1 + n2 - 1} degrees of freedom of a "
+            f"operator has {operator.size} measurements, too few for the {n1 + n2 - 1} degrees of freedom of a "
             f"{n1} x {n2} matrix of rank 1: measure more"
         )
     rng = np.random.default_rng(check_seed(random_state))
@@ -343,8 +346,7 @@ def recover(
         if effort == "high" and noise is not True:
             phases += _MORE_SCHEDULES
         search = _Search(data, phases, cap, tol, rounding, validation, rng)
-        # A step that does nothing but make the continuation comes first in every phase: 10**9 stands for no limit.
-        (end,), (n_iter,), history = drive(search, 1, Stop(10**9, 1, 0.0), callback)
+        (end,), (n_iter,), history = drive(search, 1, Stop(_NO_LIMIT, 1, 0.0), callback)
         status, x = search.result()
         if end in (Status.STOPPED, Status.INTERRUPTED):
             status = end

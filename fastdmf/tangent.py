@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["SETTLED", "LowRank", "Measurements", "Tangent", "gauss_newton", "ridge_solve", "thin_svd"]
+__all__ = [
+    "SETTLED",
+    "LowRank",
+    "Measurements",
+    "Tangent",
+    "degrees_of_freedom",
+    "gauss_newton",
+    "ridge_solve",
+    "thin_svd",
+]
 
 SETTLED = 3e-3  # relative residual from which a fit without noise converges quadratically
 _CG_EXACT = 1000  # conjugate gradients a step from there on
@@ -46,6 +55,11 @@ class LowRank:
         """Return [W_1, W_2] with W_2 W_1 = X and W_1 W_1^T = W_2^T W_2."""
         root = np.sqrt(self.s)
         return [(self.v * root).T.copy(), self.u * root]
+
+
+def degrees_of_freedom(shape, rank):
+    """Return r (n1 + n2 - r), the dimension of the set of rank-r matrices."""
+    return rank * (shape[0] + shape[1] - rank)
 
 
 def thin_svd(left, right):
@@ -202,7 +216,10 @@ def ridge_solve(tangent, b, ridge, tol, max_iter):
             return x, iteration
         q = tangent.normal(d)
         q += ridge * d
-        step = rz / np.vdot(d, q)
+        bend = np.vdot(d, q)
+        if not bend > 0:  # nothing is left of d but rounding
+            return x, iteration
+        step = rz / bend
         x += step * d
         r = r - step * q
         z = inverse * r
