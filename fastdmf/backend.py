@@ -113,7 +113,7 @@ def _single_blas_thread():
 
     with _blas.lock:
         if _blas.users == 0:
-            # The libraries are looked for once: that takes 5 ms, as long as many a small call.
+            # The libraries are looked for once: that takes as long as many a small call.
             _blas.controller = _blas.controller or ThreadpoolController()
             _blas.limiter = _blas.controller.limit(limits=1, user_api="blas")
         _blas.users += 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import toeplitz
 
-from fastdmf.row_models import GaussianRows, blocks_of_rows, inverse, scatter, sub
+from fastdmf.row_models import GaussianRows, blocks_of_rows, inverse, scatter, submatrices
 
 __all__ = ["TOL", "Shrinkage", "estimate_covariance"]
 
@@ -109,7 +109,7 @@ def _expect(z, seen, mean, covariance, blocks):
     # Over rows of few holes: their conditional covariances; over the others: their observed blocks' inverses.
     spread, inverses, many = np.zeros((p, p)), np.zeros((p, p)), np.zeros(len(z), bool)
     for rows, index, few in blocks:
-        inverted = inverse(sub(precision if few else covariance, index))
+        inverted = inverse(submatrices(precision if few else covariance, index))
         at = rows[:, None], index
         solved = (inverted @ (pulled if few else deviation)[at][:, :, None])[:, :, 0]
         if few:

@@ -49,17 +49,15 @@ _DEPTHS = (2, 3)
 # The widest chain that is not asked for by name.
 _WIDEST = 500
 # Columns are centred and brought to one scale when the median column's variance is below this share of the mean one:
-# then half of the columns would hardly count in a squared loss. Mixed units are far below (bench/imputer.py: wine
-# 9e-5, breast cancer 4e-7), columns of one unit far above (the lowest, 30 car parks, 0.23).
+# then half of the columns would hardly count in a squared loss. Tables of mixed units are far below, columns of one
+# unit far above.
 _UNSEEN = 0.01
 # In tables of few columns, where one column may be all that tells of another, it is enough that one column's variance
-# is this share of another's (exercise counts beside weights: three columns, 0.006).
+# is this share of another's.
 _UNLIKE = 0.1
 # Otherwise columns are centred in tables of few columns, where an offset would use up one of few modes, and in tall
-# ones, where the means are well determined (bench/imputer.py --standardize yes no, half hidden: wine .868 standardised
-# to 1.41 as it is, iris .803 to .997). Elsewhere the leading mode does it as well or better (80 stations x 2700 times:
-# 64.8 to 46.2, 30 car parks x 1309 times: 159 to 90.2, a photograph: 11.0 to 11.9), and exactly low-rank data keep
-# their rank.
+# ones, where the means are well determined. Elsewhere the leading mode does it as well or better, and exactly low-rank
+# data keep their rank.
 _FEW_COLUMNS, _TALL = 30, 4
 # Modes that together hold less than this share of the noise variance are left out of the fold-in.
 _NEGLIGIBLE = 0.01
@@ -741,8 +739,7 @@ def _best_noise(model, z, seen, rows, cols):
             predicted = np.einsum("ij,ij->i", loadings, c[position[here] - start])
             errors[k, here] = (predicted - truth[here]) ** 2
     # The largest noise variance that the held-out entries cannot tell from the best one (paired errors): a handful of
-    # entries must not argue away the shrinkage towards the mean. (Squared error over that of mean filling on twelve
-    # 40 x 8 tables of noise, 30 % hidden: 1.00, with the best one itself 1.10.)
+    # entries must not argue away the shrinkage towards the mean.
     excess = errors - errors[errors.sum(axis=1).argmin()]
     doubt = np.sqrt(np.mean(excess**2, axis=1) / len(rows))
     return float(grid[excess.mean(axis=1) <= doubt].max())

@@ -32,9 +32,8 @@ __all__ = [
 
 # Trials end earlier than the fit that stays: their order is what counts.
 _TRIAL_TOL, _TRIAL_ITER = 0.03, 30
-# Entries that tell one fit from another; tables of fewer held-out entries are tried on more folds. (Squared error over
-# that of mean filling on twelve 40 x 8 tables of noise, 30 % hidden: 1.008, with one fold 1.074; linnerud, 10 % hidden,
-# 0.96 of the best peer's error, with one fold 2.97.)
+# Entries that tell one fit from another; tables of fewer held-out entries are tried on more folds:
+# with one fold a table of noise, or one of twenty rows, may be given to the wrong kind.
 _ENOUGH, _MOST_FOLDS = 250, 8
 _MAX_ITER = 200
 _DEPTH = 3  # of the factors

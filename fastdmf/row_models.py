@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import lapack
 
-__all__ = ["GaussianRows", "LowRankRows", "blocks_of_rows", "inverse", "scatter", "sub"]
+__all__ = ["GaussianRows", "LowRankRows", "blocks_of_rows", "inverse", "scatter", "submatrices"]
 
 _BLOCK = 4_000_000  # numbers in the largest temporary array (32 MB)
 # Blocks from which a loop over LAPACK's Cholesky inverse beats NumPy's batched one, which is by LU.
@@ -60,13 +60,13 @@ class GaussianRows:
             residual = np.where(seen[rows], z[rows] - self.mean, 0.0)[:, None, :]
             at = rows[:, None], index
             if few:
-                inverted = inverse(sub(self._precision, index))
+                inverted = inverse(submatrices(self._precision, index))
                 pulled = np.take_along_axis((residual @ self._precision)[:, 0], index, axis=1)
                 out[at] = self.mean[index] - (inverted @ pulled[:, :, None])[:, :, 0]
                 if variances:
                     variance[at] = np.einsum("ijj->ij", inverted)
                 continue
-            inverted = inverse(sub(self.covariance, index))
+            inverted = inverse(submatrices(self.covariance, index))
             weights = np.zeros(residual.shape)
             weights[np.arange(len(rows))[:, None], 0, index] = (
                 inverted @ np.take_along_axis(residual[:, 0], index, axis=1)[:, :, None]
@@ -151,7 +151,8 @@ def blocks_of_rows(seen):
             yield block, np.nonzero(chosen)[1].reshape(len(block), -1), few
 
 
-def sub(matrix, index):
+def submatrices(matrix, index):
+    """Return the square blocks of ``matrix`` at the rows and columns ``index`` (r, k), shape (r, k, k)."""
     return matrix[index[:, :, None], index[:, None, :]]
 
 
