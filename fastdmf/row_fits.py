@@ -190,8 +190,8 @@ def choose_gaussian(z, folds, say, n_threads=None):
     settings = {"tol": _TRIAL_TOL, "max_iter": _TRIAL_ITER}
     with thread_limits(n_threads):
         for by_distance in (False, True)[: 1 + (p >= _ORDERED)]:
-            # The target by distance is an estimate itself, and from a strong one there is no way back (a photograph,
-            # half hidden: 0.0973 from the strongest down, 0.0951 this way): its trials go from the best fit so far up.
+            # The target by distance is an estimate itself, and from a strong one there is no way back: its trials
+            # go from the best fit so far up.
             rows, lowest = [None] * len(folds) if best is None else best[1], None
             strengths = _STRENGTHS[::-1] if by_distance or n >= _MANY * p else _STRENGTHS
             for strength in strengths:
