@@ -15,6 +15,7 @@ The map of the package (imports go only downwards in this list)::
     descent      solve(...)
     mask_features, alternating   what the variational solver is made of
     factor_model   a fitted matrix: predictions, rows and columns that come later
+    mean_model   the mean of several such fits
     ids, entries   what people call rows and columns, and how they hold entries
     variational  vbmf(...)
     tangent, continuation, noisy_fit   what recovery is made of

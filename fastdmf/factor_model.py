@@ -17,7 +17,7 @@ import numpy as np
 
 from fastdmf.backend import get_backend
 
-__all__ = ["FactorModel", "FactorSide"]
+__all__ = ["FactorModel", "FactorSide", "highest"]
 
 # Conjugate gradients of rows that are folded in, to convergence: at most so many steps, and the share of the first
 # preconditioned gradient at which a row is done.
@@ -92,6 +92,27 @@ class FactorModel:
     y: np.ndarray
     w: np.ndarray | None
 
+    # --- what it consists of -----------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self):
+        return self.y.dtype
+
+    @property
+    def entries(self):
+        """The entries, (indptr, indices, y, w)."""
+        return self.indptr, self.indices, self.y, self.w
+
+    def biases(self):
+        """Return the biases of rows and columns, (n1,) and (n2,)."""
+        sides = (self.rows.x[:-1], 0), (self.columns.x[:-1], 1)
+        return [x[:, k].copy() if self.head else np.zeros(len(x), x.dtype) for x, k in sides]
+
+    def latent(self):
+        """Return the latent columns P and Q, (n1, h) and (n2, h)."""
+        latent = slice(self.head, self.head + int(self.rows.free[self.head :].sum()))  # padding follows
+        return self.rows.x[:-1, latent], self.columns.x[:-1, latent]
+
     # --- predictions -------------------------------------------------------------------------------------------------
 
     def predict(self, rows, cols, return_std=False):
@@ -130,26 +151,14 @@ class FactorModel:
 
         Columns in which a row has an entry have the prediction -inf if ``exclude_seen``.
         """
-        scores = self.block(rows)
-        if exclude_seen:
-            known = np.flatnonzero(rows >= 0)
-            of, at = _expand(rows[known], self.indptr)
-            scores[known[of], self.indices[at]] = -np.inf
-        # The k-th largest of the maxima of groups of columns bounds the k-th largest column from below, and few columns
-        # reach it: quicker than argpartition of whole rows.
-        r, n2 = scores.shape
-        size = max(1, min(_GROUP, n2 // (4 * k)))
-        groups = n2 // size
-        maxima = scores[:, : size * groups].reshape(r, size, groups).max(axis=1)
-        bound = np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
-        of, at = np.divmod(np.flatnonzero(scores >= bound), n2)
-        place = np.arange(len(of)) - np.searchsorted(of, np.arange(r))[of]
-        values = np.full((r, place.max(initial=-1) + 1), -np.inf, scores.dtype)
-        columns = np.zeros(values.shape, at.dtype)
-        values[of, place], columns[of, place] = scores[of, at], at
-        # Equal predictions come in the order of the columns.
-        best = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(columns, best, 1), np.take_along_axis(values, best, 1)
+        return highest(self.leave_out(rows, self.block(rows)) if exclude_seen else self.block(rows), k)
+
+    def leave_out(self, rows, scores):
+        """Put -inf at the entries of these rows into ``scores`` (r, n2), and return it."""
+        known = np.flatnonzero(rows >= 0)
+        of, at = _expand(rows[known], self.indptr)
+        scores[known[of], self.indices[at]] = -np.inf
+        return scores
 
     @classmethod
     def of_latent(cls, base, p, q, noise):
@@ -225,8 +234,8 @@ class FactorModel:
         side = replace(rows, x=x, counts=counts, basis=None)
         return replace(self, rows=side, indptr=indptr, indices=indices, y=y, w=w)
 
-    def learn(self, indptr, indices, y, w, n2, rows, cols):
-        """Take these entries, and solve again for the rows and columns that are named.
+    def learned(self, indptr, indices, y, w, n2, rows, cols):
+        """Return a model of these entries, solved again for the rows and columns that are named.
 
         Parameters
         ----------
@@ -237,20 +246,25 @@ class FactorModel:
         rows, cols : ndarray of int
             Distinct rows and columns whose entries are new.
         """
-        kernels, n1 = get_backend().kernels, len(indptr) - 1
-        self.rows, self.columns = self._grown(0, n1), self._grown(1, n2)
-        self.indptr, self.indices, self.y, self.w = indptr, indices, y, w
-        touched = (self._entries_of_rows(rows), rows), (self._entries_of_columns(cols), cols)
+        n1 = len(indptr) - 1
+        sides = {"rows": self._grown(0, n1), "columns": self._grown(1, n2)}
+        model = replace(self, **sides, indptr=indptr, indices=indices, y=y, w=w)
+        touched = (model._entries_of_rows(rows), rows), (model._entries_of_columns(cols), cols)
         for _ in range(_ROUNDS):
             for axis, (entries, lines) in enumerate(touched):
-                side = self._sides(axis)[0]
-                x = kernels.aligned_empty((len(lines), side.x.shape[1]), side.x.dtype)
-                x[:] = side.x[lines]
-                side.counts[lines] = self.solve(axis, x, *entries)
-                side.x[lines] = x
-                total = side.counts.sum()
-                side.second = np.einsum("i,ik,ik->k", side.counts, side.x, side.x) / total
-                side.variance = _weighted_sum(side.counts, lambda c, axis=axis: self.variances(axis, c)) / total
+                model._solve_again(axis, lines, *entries)
+        return model
+
+    def _solve_again(self, axis, lines, *entries):
+        """Solve for some rows (axis 0) or columns (1), and sum their side anew."""
+        side = self._sides(axis)[0]
+        x = get_backend().kernels.aligned_empty((len(lines), side.x.shape[1]), side.x.dtype)
+        x[:] = side.x[lines]
+        side.counts[lines] = self.solve(axis, x, *entries)
+        side.x[lines] = x
+        total = side.counts.sum()
+        side.second = np.einsum("i,ik,ik->k", side.counts, side.x, side.x) / total
+        side.variance = _weighted_sum(side.counts, lambda c: self.variances(axis, c)) / total
 
     def _entries_of_rows(self, rows):
         """Return (indptr, indices, y, w) of some rows, padded."""
@@ -283,6 +297,25 @@ class FactorModel:
         # New rows tell nothing of the columns' features before the next fit.
         basis = None if side.basis is None else np.pad(side.basis, ((0, more), (0, 0)))
         return replace(side, x=x, counts=np.pad(side.counts, (0, more)), basis=basis)
+
+
+def highest(scores, k):
+    """Return the places of the k largest numbers in each row of ``scores`` and those, (r, k), the largest first."""
+    # The k-th largest of the maxima of groups of columns bounds the k-th largest column from below, and few columns
+    # reach it: quicker than argpartition of whole rows.
+    r, n2 = scores.shape
+    size = max(1, min(_GROUP, n2 // (4 * k)))
+    groups = n2 // size
+    maxima = scores[:, : size * groups].reshape(r, size, groups).max(axis=1)
+    bound = np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
+    of, at = np.divmod(np.flatnonzero(scores >= bound), n2)
+    place = np.arange(len(of)) - np.searchsorted(of, np.arange(r))[of]
+    values = np.full((r, place.max(initial=-1) + 1), -np.inf, scores.dtype)
+    columns = np.zeros(values.shape, at.dtype)
+    values[of, place], columns[of, place] = scores[of, at], at
+    # Equal predictions come in the order of the columns.
+    best = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(columns, best, 1), np.take_along_axis(values, best, 1)
 
 
 def _weighted_sum(counts, variances):

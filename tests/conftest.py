@@ -16,6 +16,15 @@ from fastdmf.operators import EntryMask, GaussianDense, GaussianSeeded, RankOne,
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# For scripts that tests run in a process of their own. ru_maxrss is no substitute: it starts from what the process
+# that started it had in memory.
+PEAK_KILOBYTES = """
+def peak_kilobytes():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+"""
+
+
 def random_mask(n1, n2, count, rng, *, empty=True):
     """Entries in random order; with ``empty`` row 0 and column 0 hold none where there is room."""
     low = 1 if empty and min(n1, n2) > 1 else 0

@@ -22,7 +22,7 @@ LAYERS = [
     {"rules"},
     {"engine"},
     {"checks", "mask_features", "row_models", "factor_model", "ids"},
-    {"entries"},
+    {"entries", "mean_model"},
     {"alternating", "covariance", "tangent"},
     {"continuation"},
     {"descent", "variational"},

@@ -583,6 +583,29 @@ def test_folding_in_the_training_rows(data, weight):
     assert np.array_equal(folded.top_k(k=3)[0], model.top_k(range(40), 3)[0])
 
 
+def test_the_mean_of_several_starts_does_all_that_one_does(data):
+    pairs, y, truth = data
+    old = pairs[:, 0] < 150
+    one, model = (DMFCompleter(n_init=n, random_state=0).fit(pairs[old], y[old]) for n in (1, 3))
+    errors = [rmse(m.reconstruct(), truth[:150]) for m in (one, model)]
+    print("one start, three:", errors)
+    assert errors[1] < 1.01 * errors[0]
+    whole = model.reconstruct()
+    columns, scores = model.top_k([3, 5], 4, exclude_seen=False)
+    np.testing.assert_allclose(scores, np.sort(whole[[3, 5]], axis=1)[:, :-5:-1], atol=1e-6)
+    values, deviations = model.predict(pairs[:50], return_std=True)
+    np.testing.assert_allclose(values, whole[tuple(pairs[:50].T)], atol=1e-6)
+    assert (deviations > 0.2).all()
+    latent = model.factors_[2] @ model.factors_[1] @ model.factors_[0]
+    both = model.mean_ + model.row_bias_[:, None] + model.column_bias_ + latent
+    np.testing.assert_allclose(np.clip(both, y[old].min(), y[old].max()), whole, atol=1e-4)
+    folded = model.fold_in(pairs[~old], y[~old])
+    assert rmse(folded.reconstruct(), truth[150:]) < 1.25 * errors[1]
+    model.partial_fit(pairs[~old], y[~old])
+    assert rmse(model.reconstruct()[150:], truth[150:]) < 1.25 * errors[1]
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).reconstruct(), model.reconstruct())
+
+
 def test_folding_in_new_rows(data):
     """Rows that the fit never saw are predicted nearly as well as those that it saw, from as many entries."""
     pairs, y, truth = data

@@ -314,6 +314,33 @@ def test_same_bits_for_any_number_of_threads():
     assert results[0].noise == results[1].noise
 
 
+def test_mean_of_several_starts():
+    """Predictions are the mean over the members, the factors their product, and the first member the single fit."""
+    mask, y, full = ratings(300, 200, 6000, 3, 0.5)
+    options = {"random_state": 0, "on_failure": "ignore"}
+    one, three = vbmf(mask, y, **options), vbmf(mask, y, n_init=3, **options)
+    parts = [sweeps.rows.x @ sweeps.columns.x.T for sweeps in three.fits]
+    assert len(parts) == 3 and all(np.abs(a - b).max() > 1e-4 for a, b in itertools.combinations(parts, 2))
+    np.testing.assert_array_equal(one.mean + parts[0], one.matrix())
+    np.testing.assert_allclose(three.matrix(), three.mean + np.mean(parts, axis=0), atol=1e-10)
+    latent = three.row_bias[:, None] + three.column_bias + fastdmf.Solution.matrix(three)
+    np.testing.assert_allclose(three.mean + latent, three.matrix(), atol=1e-4)
+    values, deviations = three.predict(mask.rows, mask.cols, return_std=True)
+    np.testing.assert_allclose(values, three.matrix()[mask.rows, mask.cols], atol=1e-10)
+    np.testing.assert_allclose(deviations, one.predict(mask.rows, mask.cols, return_std=True)[1], rtol=0.02)
+    assert three.sweeps.evidence() == max(sweeps.evidence() for sweeps in three.fits)
+    errors = [hidden_error(solution, mask, full) for solution in (one, three)]
+    print("one start, three:", errors)
+    assert errors[1] < errors[0]
+
+
+def test_a_callback_ends_all_starts():
+    mask, y, _ = ratings(60, 50, 900, 3, 0.3)
+    count = []
+    solution = vbmf(mask, y, random_state=0, n_init=3, callback=lambda p: count.append(p) or len(count) == 20)
+    assert solution.status is Status.STOPPED and 1 <= len(solution.fits) <= 3 and len(count) == 20
+
+
 def test_callback_and_max_iter():
     mask, y, _ = ratings(60, 50, 900, 3, 0.3)
     seen = []
@@ -338,6 +365,7 @@ def test_callback_and_max_iter():
         ({"weights": np.zeros(20)}, ValueError, "weights are zero everywhere"),
         ({"depth": 1}, ValueError, "depth must be an integer >= 2"),
         ({"width": 0}, ValueError, "width must be an integer >= 1"),
+        ({"n_init": 0}, ValueError, "n_init must be an integer >= 1"),
         ({"max_iter": 0}, ValueError, "max_iter must be an integer >= 1"),
         ({"tol": -1.0}, ValueError, "tol must be a number >= 0"),
         ({"random_state": -1}, ValueError, "random_state must hold integers >= 0"),

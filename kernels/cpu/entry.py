@@ -70,9 +70,10 @@ __all__ = [
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
 BUILT_ON = {"vectors": "0f2ca2dd1947"}
 
-# Bytes of the widest row that is kept in registers: four of them. With AVX2 and factors in L2 that took 6.2 ns an
-# entry at h = 32 float32 against 7.6 by lines; eight registers took 12.9 at h = 64 against 10.4 by lines.
-_NARROW = 4 * VECTOR_BYTES
+# Bytes of the widest row that is kept in registers. With AVX2 and factors in L2 four of them took 6.2 ns an entry at
+# h = 32 float32 against 7.6 by lines, eight 12.9 at h = 64 against 10.4. With AVX-512 three took 4.7 at h = 48 far
+# against 7.6 by lines, four 11.7 at h = 64 far against 9.7 (near 4.1 against 4.9).
+_NARROW = min(4 * VECTOR_BYTES, 192)
 AHEAD = 8  # entries between a prefetch and its use; 8 and 12 were equal, 4 was 40 % slower (AVX2, h = 32)
 NEAR = 1 << 15  # numbers of a gathered factor that a core's own cache holds, beside its gradient: no prefetch
 PIECES = 16  # ranges of work whose sums do not depend on the cut
@@ -81,12 +82,17 @@ WIDE = (0,) * (LINE // VECTOR_BYTES)  # the token of one cache line, the step th
 _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
 
-def token(h, dtype):
-    """Return what selects the compiled version: a row token for narrow rows, the width itself for wide ones."""
+def check_width(h, dtype):
+    """Return the width ``h``; the kernels read past the end of rows that are no whole cache lines."""
     if h % row_multiple(dtype):
         raise ValueError(f"p and qt: width {h} is not a multiple of {row_multiple(dtype)} for {dtype}")
-    size = h * dtype.itemsize
-    return (0,) * (size // VECTOR_BYTES) if size <= _NARROW else h
+    return h
+
+
+def token(h, dtype, widest=_NARROW):
+    """Return what selects the compiled version: a row token up to ``widest`` bytes, the width itself for more."""
+    size = check_width(h, dtype) * dtype.itemsize
+    return (0,) * (size // VECTOR_BYTES) if size <= widest else h
 
 
 # One row after another -----------------------------------------------------------------------------------------
@@ -253,41 +259,26 @@ def _choose_sweep(like, g, s, p, q, indptr, indices, y, w, loss, begin, end, wei
     return _sweep_wide if isinstance(like, types.Integer) else _sweep_narrow
 
 
-def _predict(like, out, p, q, indptr, indices, begin, end):
-    """Write the predictions of the entries of the rows begin..end."""
-    raise NotImplementedError
+@register_jitable(**_SETTINGS)
+def _predict(out, p, q, indptr, indices, begin, end):
+    """Write the predictions of the entries of the rows begin..end.
 
-
-def _predict_narrow(like, out, p, q, indptr, indices, begin, end):
-    h = row_width(p, like)
+    By cache lines for every width: rows in registers, one compiled version a width, took 0.74 ns an entry to where
+    0.97 are (AVX-512, h = 32 float32, near), and a half of an evaluation is seldom asked for alone.
+    """
+    h, step = np.int64(p.shape[1]), row_width(p, WIDE)
     far = q.size > NEAR
     for i in range(begin, end):
         hi = load_index(indptr, i + 1)
-        x = load_row(p, i * h, like)
         for k in range(load_index(indptr, i), hi, 4):
             j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
             if far:
-                for e in range(AHEAD, AHEAD + 4):
-                    prefetch_row(q, load_index(indices, k + e) * h, like)
-            prediction = sum4(
-                dot(x, load_row(q, j0, like)),
-                dot(x, load_row(q, j1, like)),
-                dot(x, load_row(q, j2, like)),
-                dot(x, load_row(q, j3, like)),
-            )
-            if hi - k < 4:
-                store_first(out, k, prediction, hi - k)
-            else:
-                store(out, k, prediction)
-
-
-def _predict_wide(like, out, p, q, indptr, indices, begin, end):
-    h = like
-    step = row_width(p, WIDE)
-    for i in range(begin, end):
-        hi = load_index(indptr, i + 1)
-        for k in range(load_index(indptr, i), hi, 4):
-            j0, j1, j2, j3 = load_four(indices, k, hi - 1, h)
+                f0, f1, f2, f3 = load_four(indices, k + AHEAD, k + AHEAD + 3, h)
+                for c in range(0, h, step):
+                    prefetch(q, f0 + c)
+                    prefetch(q, f1 + c)
+                    prefetch(q, f2 + c)
+                    prefetch(q, f3 + c)
             s0, s1, s2, s3 = zero_row(p, WIDE), zero_row(p, WIDE), zero_row(p, WIDE), zero_row(p, WIDE)
             for c in range(0, h, step):
                 xc = load_row(p, i * h + c, WIDE)
@@ -300,11 +291,6 @@ def _predict_wide(like, out, p, q, indptr, indices, begin, end):
                 store_first(out, k, prediction, hi - k)
             else:
                 store(out, k, prediction)
-
-
-@overload(_predict, jit_options=_SETTINGS)
-def _choose_predict(like, out, p, q, indptr, indices, begin, end):
-    return _predict_wide if isinstance(like, types.Integer) else _predict_narrow
 
 
 # Routes --------------------------------------------------------------------------------------------------------
@@ -453,16 +439,16 @@ def pieces_of(indptr):
 
 
 @njit(parallel=True, **_SETTINGS)
-def _forward(like, out, p, qt, indptr, indices, cuts):
+def _forward(out, p, qt, indptr, indices, cuts):
     for item in prange(p.shape[0] * PIECES):
         b, piece = item // PIECES, item % PIECES
-        _predict(like, out[b], p[b], qt[b], indptr, indices, cuts[piece], cuts[piece + 1])
+        _predict(out[b], p[b], qt[b], indptr, indices, cuts[piece], cuts[piece + 1])
 
 
 @njit(**_SETTINGS)
-def _forward_serial(like, out, p, qt, indptr, indices):
+def _forward_serial(out, p, qt, indptr, indices):
     for b in range(p.shape[0]):
-        _predict(like, out[b], p[b], qt[b], indptr, indices, 0, p.shape[1])
+        _predict(out[b], p[b], qt[b], indptr, indices, 0, p.shape[1])
 
 
 @njit(parallel=True, **_SETTINGS)
@@ -549,12 +535,14 @@ def entry_two_pass(
 
 def entry_forward(out, p, qt, indptr, indices):
     """Overwrite ``out`` (B, nnz) with the predictions p_i . q_j in sorted order, in parallel."""
-    _forward(token(p.shape[2], p.dtype), out, p, qt, indptr, indices, pieces_of(indptr))
+    check_width(p.shape[2], p.dtype)
+    _forward(out, p, qt, indptr, indices, pieces_of(indptr))
 
 
 def entry_forward_serial(out, p, qt, indptr, indices):
     """Predict as ``entry_forward`` does, on the calling thread."""
-    _forward_serial(token(p.shape[2], p.dtype), out, p, qt, indptr, indices)
+    check_width(p.shape[2], p.dtype)
+    _forward_serial(out, p, qt, indptr, indices)
 
 
 def entry_pull(gp, gqt, r, p, qt, indptr, indices, cuts, copies):
