@@ -11,7 +11,7 @@ The map of the package (imports go only downwards in this list)::
     rule         what a step rule is: Rule, State
     auto, rules  the default rule; gd, momentum, nesterov, group_rmsprop, adam
     engine       the one loop: records, stop tests, status
-    checks       arguments that the solvers share
+    checks, checkpoint   arguments that the solvers share; the state of a run in a file
     descent      solve(...)
     mask_features, alternating   what the variational solver is made of
     factor_model   a fitted matrix: predictions, rows and columns that come later
@@ -31,6 +31,7 @@ Public names are loaded on first use, so that ``import fastdmf`` costs milliseco
 __version__ = "0.1.0"
 
 _HOME = {
+    "Checkpoint": "checkpoint",
     "EntryMask": "masks",
     "GaussianDense": "operators",
     "GaussianSeeded": "seeded",

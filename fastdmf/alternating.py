@@ -43,6 +43,9 @@ class _Side:
     variances, so that sums over rows are sums over distinct counts.
     """
 
+    _CHANGING = "x", "mean", "free", "prior", "second", "away", "variance", "mean_variance", "posterior"
+    _OF_REGRESSION = "variance", "coefficients", "divergence"
+
     def __init__(self, kernels, indptr, indices, y, w, width, dtype):
         self.kernels, self.indptr, self.indices, self.y, self.w = kernels, indptr, indices, y, w
         self.n = len(indptr) - 1
@@ -122,6 +125,25 @@ class _Side:
         self.prior = kept(self.prior, 1.0)
         s, a, b, ridge = self.posterior
         self.posterior = s, kept(a, 1.0), kept(b), kept(ridge)
+
+    def snapshot(self):
+        """Return what has changed since the start."""
+        regression = None
+        if self.regression is not None:
+            regression = {name: getattr(self.regression, name) for name in self._OF_REGRESSION}
+        return {"arrays": {name: getattr(self, name) for name in self._CHANGING}, "regression": regression}
+
+    def resume(self, snapshot):
+        """Go on from a snapshot; features, counts and entries are those of the start."""
+        for name, value in snapshot["arrays"].items():
+            if isinstance(value, np.ndarray) and value.ndim == 2:
+                # The kernels want whole cache lines.
+                place = self.kernels.aligned_empty(value.shape, value.dtype)
+                place[:] = value
+                value = place
+            setattr(self, name, value)
+        for name, value in (snapshot["regression"] or {}).items():
+            setattr(self.regression, name, value)
 
     def variances(self, counts, reach):
         """Return V for rows with these counts, (len(counts), H)."""
@@ -322,6 +344,20 @@ class Sweeps:
             if side.regression is not None and side.regression.divergence is not None:
                 divergence += side.free[: self.live] @ side.regression.divergence
         return -0.5 * self.rows.total * (np.log(2 * np.pi * self.noise) + 1) - divergence
+
+    _NUMBERS = "live", "done", "noise", "squared_error"
+
+    def snapshot(self):
+        """Return what has changed since the start."""
+        numbers = {name: getattr(self, name) for name in self._NUMBERS}
+        return {"numbers": numbers, "sides": [side.snapshot() for side in self.sides]}
+
+    def resume(self, snapshot):
+        """Go on from a snapshot of a fit that started as this one did."""
+        for name, value in snapshot["numbers"].items():
+            setattr(self, name, value)
+        for side, part in zip(self.sides, snapshot["sides"]):
+            side.resume(part)
 
     @property
     def alive(self):

@@ -14,7 +14,7 @@ that costs nothing: weighting the data term by (A A*)^-1, which makes it exact, 
 depth from the start freezes wrong directions.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -80,6 +80,20 @@ class Continuation:
             self._decompose(zero, zero.point)
         self.eps = self._start = self.x.s[0]
         self.exponent, self.rank, self.steps = schedule.first, 0, 0
+
+    def snapshot(self):
+        """Return what ``resumed`` needs."""
+        numbers = {name: getattr(self, name) for name in ("eps", "_start", "exponent", "rank", "steps")}
+        return {"schedule": astuple(self.schedule), "x": self.x.parts(), "numbers": numbers}
+
+    @classmethod
+    def resumed(cls, data, snapshot):
+        """Return the continuation that a snapshot was taken of."""
+        path = cls.__new__(cls)
+        path.data, path.schedule, path.x = data, Schedule(*snapshot["schedule"]), LowRank(*snapshot["x"])
+        for name, value in snapshot["numbers"].items():
+            setattr(path, name, value)
+        return path
 
     @property
     def done(self):

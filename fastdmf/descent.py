@@ -1,12 +1,13 @@
 """Descent on the factors: ``solve``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 import numpy as np
 
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.chain import INITS, Layout, imbalance, initial_factors
+from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_real, check_seed
 from fastdmf.engine import Solution, Stop, drive, singular_values, warn_unless_success
 from fastdmf.losses import as_loss
@@ -43,6 +44,7 @@ def solve(
     validation=None,
     patience=25,
     callback=None,
+    checkpoint=None,
     device="auto",
     n_threads=None,
     dtype=None,
@@ -101,6 +103,10 @@ def solve(
     patience : int
     callback : callable, optional
         Called with a :class:`fastdmf.engine.Progress` at every record; a true value stops the run.
+    checkpoint : path or :class:`fastdmf.Checkpoint`, optional
+        File to which the state is written every minute (or as the ``Checkpoint`` says), and at the end, Ctrl-C
+        included. Where the file is there already the run goes on from it, and ends with the same bits as one that was
+        never interrupted.
     device : {"auto", "cpu", "cuda"}
     n_threads : int, optional
         Threads of the kernels. The result does not depend on it, bit for bit.
@@ -229,7 +235,12 @@ def solve(
             patience=patience if held_out is not None else None,
             watch=rule.fixed_step,
         )
-        statuses, n_iter, history = drive(process, batch, stop, callback)
+        file = None
+        if checkpoint is not None:
+            # The start's gradient is the operator's and the data's.
+            start, settings = process.state, (layout, rule, loss, elementwise_loss, float(l2), stop, track, seeds)
+            file = CheckpointFile(checkpoint, digest("solve", *settings, start.x, start.grad, start.losses, truth))
+        statuses, n_iter, history = drive(process, batch, stop, callback, file)
     if on_failure == "warn":
         warn_unless_success(statuses)
 
@@ -332,6 +343,22 @@ class _Descent:
 
     def factors(self):
         return [np.array(w) for w in self.problem.layout.factors(self.state.x)]
+
+    def snapshot(self):
+        state = {f.name: getattr(self.state, f.name) for f in fields(self.state)}
+        return {"n_eval": self.n_eval, "result": self.result, "best": self.best, "state": state}
+
+    def resume(self, snapshot, active):
+        self.take(active)
+        self.n_eval, self.result, self.best = (snapshot[name] for name in ("n_eval", "result", "best"))
+        allocate = self.problem.kernels.aligned_empty
+        for name, value in snapshot["state"].items():
+            if isinstance(value, np.ndarray):
+                # The kernels want whole cache lines.
+                place = allocate(value.shape, value.dtype)
+                place[...] = value
+                value = place
+            setattr(self.state, name, value)
 
 
 def _check_start(process, rule, init_scale, given):

@@ -1,4 +1,4 @@
-"""The one loop of the library: step, record, stop tests, callback, Ctrl-C; and what a solver returns.
+"""The one loop of the library: step, record, stop tests, callback, checkpoint, Ctrl-C; and what a solver returns.
 
 The loop drives any :class:`Process` and knows nothing of the solvers. A record at iteration t holds values *before*
 update t; one more record follows the last update, so T steps with ``check_every=1`` give T + 1 records.
@@ -117,6 +117,12 @@ class Process(Protocol):
     def factors(self):
         """Return copies of the current factors."""
 
+    def snapshot(self):
+        """Return all that ``resume`` needs: arrays, numbers, texts and None in dicts, lists and tuples."""
+
+    def resume(self, snapshot, active):
+        """Go on from a snapshot, with the slices ``active`` (index array) alone; called on a fresh process."""
+
 
 class History:
     """Records of all slices; one that has ended leaves NaN."""
@@ -130,17 +136,38 @@ class History:
         self.active.append(active)
         self.rows.append(values)
 
+    def runs(self):
+        """Yield (start, stop) of runs of records that hold the same slices: slices end seldom."""
+        start = 0
+        for _, run in itertools.groupby(self.active, key=id):
+            stop = start + len(list(run))
+            yield start, stop
+            start = stop
+
+    def snapshot(self):
+        """Return all records but the last as a list with one dict for each run of them."""
+        out = []
+        for start, stop in self.runs():
+            rows = self.rows[start : min(stop, len(self.rows) - 1)]
+            if rows:
+                values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+                at = np.array(self.iterations[start : start + len(rows)])
+                out.append({"active": self.active[start], "iterations": at, "values": values})
+        return out
+
+    def resume(self, snapshot):
+        """Take the records of a snapshot."""
+        for run in snapshot:
+            for k, iteration in enumerate(run["iterations"]):
+                self.add(int(iteration), run["active"], {name: v[k] for name, v in run["values"].items()})
+
     def arrays(self):
         """Return name -> array of shape (records, B, ...)."""
         out = {"iteration": np.array(self.iterations)}
         for name, first in self.rows[0].items():
             out[name] = np.full((len(self.rows), self.batch, *first.shape[1:]), np.nan)
-            # Slices end seldom: records in a row hold the same ones.
-            start = 0
-            for _, run in itertools.groupby(self.active, key=id):
-                stop = start + len(list(run))
+            for start, stop in self.runs():
                 out[name][start:stop, self.active[start]] = np.stack([row[name] for row in self.rows[start:stop]])
-                start = stop
         return out
 
 
@@ -199,7 +226,7 @@ class Stop:
 GROWTH = 1e3
 
 
-def drive(process, batch, stop, callback=None):
+def drive(process, batch, stop, callback=None, checkpoint=None):
     """Run ``process`` until every slice has ended.
 
     Parameters
@@ -210,6 +237,8 @@ def drive(process, batch, stop, callback=None):
     stop : Stop
     callback : callable, optional
         Called with a :class:`Progress` at every record; a true value stops all slices.
+    checkpoint : CheckpointFile, optional
+        Where to go on from, and where to write the state at records: when it is due, and at the end, whatever ends it.
 
     Returns
     -------
@@ -227,9 +256,15 @@ def drive(process, batch, stop, callback=None):
     best_at = np.zeros(batch, np.int64)
     has_best = np.full(batch, stop.watch and stop.patience is None)
     history = History(batch)
+    iteration = 0
+    if checkpoint is not None and (tree := checkpoint.load()) is not None:
+        active, iteration, ceiling = tree["active"], tree["iteration"], tree["ceiling"]
+        statuses = [None if name is None else Status[name] for name in tree["statuses"]]
+        n_iter, best, best_at, has_best = (tree[name] for name in ("n_iter", "best", "best_at", "has_best"))
+        history.resume(tree["history"])
+        process.resume(tree["process"], active)
 
     with _Interrupt() as interrupt, np.errstate(over="ignore", invalid="ignore"):
-        iteration = 0
         while True:
             values = process.record()
             relative, null_objective = values.pop("relative_loss"), values.pop("null_objective")
@@ -238,7 +273,7 @@ def drive(process, batch, stop, callback=None):
             if iteration == 0:
                 largest = np.finfo(np.float64).max
                 ceiling = np.minimum(GROWTH * np.maximum(objective, null_objective) if stop.watch else np.inf, largest)
-                ceiling = np.broadcast_to(ceiling, batch)
+                ceiling = np.broadcast_to(ceiling, batch).copy()
             diverged = ~(objective <= ceiling)  # also where it is NaN or infinite
 
             if stop.patience is not None:
@@ -282,6 +317,13 @@ def drive(process, batch, stop, callback=None):
                 else:
                     status = Status.MAX_ITER
                 ends[position] = status
+
+            if checkpoint is not None and (len(ends) == len(active) or checkpoint.due()):
+                names = [None if status is None else status.name for status in statuses]
+                numbers = {"n_iter": n_iter, "best": best, "best_at": best_at, "has_best": has_best}
+                place = {"iteration": iteration, "active": active, "ceiling": ceiling, "statuses": names, **numbers}
+                # Without this record: it is the first thing that a resumed run makes again.
+                checkpoint.save({**place, "history": history.snapshot(), "process": process.snapshot()})
 
             for position, status in ends.items():
                 slice_ = active[position]

@@ -1,11 +1,12 @@
 """``recover``: low-rank matrices to the last digit, their rank unknown, from few entries or measurements."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from fastdmf.backend import compile_clock, get_backend, thread_limits
+from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_seed
 from fastdmf.continuation import Continuation, Schedule
 from fastdmf.contract import Operator
@@ -102,6 +103,9 @@ class _Search:
         Relative residuals of an exact fit, and of the rounding of the data; fraction held out by the noisy fit.
     rng : numpy.random.Generator
     """
+
+    # What a checkpoint holds as it is.
+    _NUMBERS = "residual", "exact", "held_out", "credible", "_standing"
 
     def __init__(self, data, phases, max_rank, tol, rounding, validation, rng):
         self.data, self.max_rank, self.validation, self.rng = data, max_rank, validation, rng
@@ -229,6 +233,38 @@ class _Search:
     def factors(self):
         return [w[None] for w in self.result()[1].balanced()]
 
+    def snapshot(self):
+        return {
+            "numbers": {name: getattr(self, name) for name in self._NUMBERS},
+            "n_eval": self.data.n_eval,
+            "phases": [None if phase is None else astuple(phase) for phase in self._phases],
+            "path": None if self._path is None else self._path.snapshot(),
+            "found": [None if x is None else x.parts() for x in (self.best, self.noisy)],
+            "last": _fit_parts(self._last),
+            "ends": {rank: _fit_parts(end) for rank, end in self._ends.items()},
+            "rng": self.rng.bit_generator.state,
+        }
+
+    def resume(self, snapshot, active):
+        for name, value in snapshot["numbers"].items():
+            setattr(self, name, value)
+        self.data.n_eval = snapshot["n_eval"]
+        self._phases = [None if phase is None else Schedule(*phase) for phase in snapshot["phases"]]
+        self._path = None if snapshot["path"] is None else Continuation.resumed(self.data, snapshot["path"])
+        self.best, self.noisy = (None if x is None else LowRank(*x) for x in snapshot["found"])
+        self._last = _fit_of(snapshot["last"])
+        self._ends = {rank: _fit_of(end) for rank, end in snapshot["ends"].items()}
+        self.rng.bit_generator.state = snapshot["rng"]
+
+
+def _fit_parts(fit):
+    """Return (x, residual) with x taken apart, and None for None."""
+    return None if fit is None else (fit[0].parts(), fit[1])
+
+
+def _fit_of(parts):
+    return None if parts is None else (LowRank(*parts[0]), parts[1])
+
 
 def recover(
     operator,
@@ -241,6 +277,7 @@ def recover(
     effort="normal",
     tol=1e-10,
     callback=None,
+    checkpoint=None,
     on_failure="warn",
     device="auto",
     n_threads=None,
@@ -271,7 +308,7 @@ def recover(
     tol : float
         Relative residual sqrt(sum w r^2 / sum w y^2) of an exact fit; at least four units of the rounding of ``y``, so
         that float32 data are met exactly at 5e-7.
-    callback, on_failure, device, n_threads, random_state
+    callback, checkpoint, on_failure, device, n_threads, random_state
         As in :func:`fastdmf.solve`. A step is one of the continuation.
 
     Returns
@@ -335,7 +372,8 @@ def recover(
             f"operator has {operator.size} measurements, too few for the {n1 + n2 - 1} degrees of freedom of a "
             f"{n1} x {n2} matrix of rank 1: measure more"
         )
-    rng = np.random.default_rng(check_seed(random_state))
+    seed = check_seed(random_state)
+    rng = np.random.default_rng(seed)
 
     backend = get_backend(device)
     with compile_clock() as clock, thread_limits(n_threads):
@@ -346,7 +384,15 @@ def recover(
         if effort == "high" and noise is not True:
             phases += _MORE_SCHEDULES
         search = _Search(data, phases, cap, tol, rounding, validation, rng)
-        (end,), (n_iter,), history = drive(search, 1, Stop(_NO_LIMIT, 1, 0.0), callback)
+        file = None
+        if checkpoint is not None:
+            # What the operator makes of one matrix tells it from others.
+            u, v = (np.random.default_rng(0).standard_normal((n, 1)) for n in operator.shape)
+            settings = operator.shape, phases, cap, tol, validation, seed
+            file = CheckpointFile(
+                checkpoint, digest("recover", *settings, y, weights, data.loss(LowRank(u, np.ones(1), v)))
+            )
+        (end,), (n_iter,), history = drive(search, 1, Stop(_NO_LIMIT, 1, 0.0), callback, file)
         status, x = search.result()
         if end in (Status.STOPPED, Status.INTERRUPTED):
             status = end

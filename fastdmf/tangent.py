@@ -43,7 +43,11 @@ class LowRank:
 
     def truncated(self, rank):
         """Return the best approximation of this rank."""
-        return LowRank(self.u[:, :rank], self.s[:rank], self.v[:, :rank])
+        return LowRank(self.u[:, :rank].copy(), self.s[:rank], self.v[:, :rank].copy())
+
+    def parts(self):
+        """Return (u, s, v)."""
+        return self.u, self.s, self.v
 
     def distance(self, other):
         """Return ||X - Y||_F / ||X||_F."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastdmf.alternating import Settings, Sweeps, balanced_factors
 from fastdmf.backend import compile_clock, get_backend, thread_limits
+from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_seed
 from fastdmf.engine import Solution, SolveWarning, Status, Stop, drive, warn_unless_success
 from fastdmf.factor_model import FactorModel, FactorSide
@@ -97,6 +98,7 @@ def vbmf(
     tol=5e-4,
     n_init=1,
     callback=None,
+    checkpoint=None,
     on_failure="warn",
     device="auto",
     n_threads=None,
@@ -136,8 +138,9 @@ def vbmf(
     n_init : int
         Fits from that many starts, whose predictions are averaged: a little more accurate on ratings, at n_init times
         the cost.
-    callback, on_failure, device, n_threads, random_state
-        As in :func:`fastdmf.solve`.
+    callback, checkpoint, on_failure, device, n_threads, random_state
+        As in :func:`fastdmf.solve`. Each of several starts has a checkpoint of its own, the second's name ends in
+        ``.1``.
     dtype : numpy dtype, optional
         float32 or float64; default that of ``y``.
 
@@ -186,7 +189,11 @@ def vbmf(
         fits, ends = [], []
         for k in range(n_init):
             process = _Fit(entries, settings, [seed, k] if k else seed, features)
-            statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback)
+            file = None
+            if checkpoint is not None:
+                run = digest("vbmf", settings, features, max_iter, tol, seed, k, *entries.parts())
+                file = CheckpointFile(checkpoint, run, f".{k}" if k else "")
+            statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback, file)
             untied = process.prefer_untied(max_iter, float(tol))
             if features_may_hurt:
                 process.prefer_no_features(max_iter, float(tol))
@@ -293,6 +300,10 @@ class _Entries:
         del order
         self.dtype, self._data = dtype, (kernels, (mask.indptr, mask.indices, by_row, w), by_column)
 
+    def parts(self):
+        """Return the arrays that the entries consist of."""
+        return self._data[1]
+
     def sweeps(self, settings, seed, features=0):
         """Return a fit at its start."""
         sweeps = Sweeps(*self._data, settings, np.random.default_rng(seed), self.dtype)
@@ -382,6 +393,15 @@ class _Fit:
 
     def factors(self):
         return _balanced_factors([self.sweeps], 2)
+
+    def snapshot(self):
+        numbers = {name: getattr(self, name) for name in ("n_eval", "evidence", "gain")}
+        return {"numbers": numbers, "sweeps": self.sweeps.snapshot()}
+
+    def resume(self, snapshot, active):
+        for name, value in snapshot["numbers"].items():
+            setattr(self, name, value)
+        self.sweeps.resume(snapshot["sweeps"])
 
 
 def _balanced_factors(fits, depth):
