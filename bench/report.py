@@ -12,6 +12,7 @@ import json
 from importlib import metadata
 from pathlib import Path
 
+VECTORS = {"avx512f": " with AVX-512", "avx2": " with AVX2"}
 PACKAGES = ("fastdmf", "numpy", "scipy", "numba", "torch")
 
 
@@ -25,7 +26,8 @@ def lines(path):
         except metadata.PackageNotFoundError:
             continue
     cpu = run["machine_info"]["cpu"]
-    machine = f"{cpu.get('brand_raw', run['machine_info']['machine'])}, {cpu.get('count')} cores"
+    widest = next((name for flag, name in VECTORS.items() if flag in cpu.get("flags", ())), "")
+    machine = f"{cpu.get('brand_raw', run['machine_info']['machine'])}{widest}, {cpu.get('count')} cores"
     for benchmark in run["benchmarks"]:
         yield {
             "group": benchmark["group"],

@@ -20,6 +20,7 @@ The map of the package (imports go only downwards in this list)::
     variational  vbmf(...)
     tangent, continuation, noisy_fit   what recovery is made of
     recovery     recover(...)
+    row_models, row_neighbours, covariance, row_fits   tables as draws of one distribution
     fitting      what the estimators share
     entry_kfold  EntryKFold: cross-validation over entries
     imputer, sensing, completer   DMFImputer, DMFSensing, DMFCompleter: the scikit-learn estimators

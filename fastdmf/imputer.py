@@ -31,6 +31,7 @@ from fastdmf.recovery import largest_rank, recover
 from fastdmf.row_fits import (
     RowFit,
     choose_gaussian,
+    choose_neighbours,
     clearly_better,
     default_shrinkage,
     fit_gaussian,
@@ -173,8 +174,9 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     The fitted matrix is :meth:`reconstruct`; for few factors it differs a little, as it saw the rows themselves.
     :meth:`uncertainty` says how far off a filled value may be.
 
-    Columns that stand in an order, like pixels or times, may be correlated by their distance, and that is used where
-    held-out entries confirm it; the order of the rows is not.
+    Columns that stand in an order, like pixels or times, may be correlated by their distance, and rows that are alike
+    may err alike, as those of one cluster do; both are used where held-out entries confirm it. The order of the rows is
+    not.
 
     An all-missing row is filled with the mean of the fitted rows. float32 data is fitted and returned in float32,
     anything else in float64; the fold-in, n_rows (n_features r^2 + r^3) flops for r modes, is done in float64.
@@ -544,13 +546,16 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if self.verbose:
             variational["callback"] = Progress(type(self).__name__, self.depth)
         solver, shrinkage, start, errors = self.solver, default_shrinkage(z.shape[1]), None, None
+        share = 0.0
         narrow = z.shape[1] <= min(_NARROW, _NARROW_PER_ROW * len(z)) and self.depth is None and self.width is None
         if solver == "auto":
             solver = "gaussian" if narrow else "variational"
         if held_out is not None and (self.solver == "auto" or solver == "gaussian"):
             folds = make_folds(seen, held_out, seed)
             if solver == "gaussian":
-                shrinkage, start, errors = choose_gaussian(z, folds, self._log, self.n_threads)
+                shrinkage, models, errors = choose_gaussian(z, folds, self._log, self.n_threads)
+                share, errors = choose_neighbours(z, models, errors, folds, self._log, self.n_threads)
+                start = models[0]
             if self.solver == "auto":
                 trials = [fit_variational(z, fold.visible, dtype, **variational).rows for fold in folds]
                 others = held_out_errors(trials, z, folds)
@@ -571,7 +576,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                     if better:
                         return fit
         if solver == "gaussian":
-            return fit_gaussian(z, seen, shrinkage, start=start, dtype=dtype, **common)
+            return fit_gaussian(z, seen, shrinkage, share=share, start=start, dtype=dtype, **common)
         return fit_variational(z, seen, dtype, **variational)
 
     def _asks_for_descent(self):

@@ -17,11 +17,13 @@ from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.fitting import split_svd
 from fastdmf.masks import EntryMask
 from fastdmf.row_models import LowRankRows
+from fastdmf.row_neighbours import SHARES, NeighbourRows, affordable
 from fastdmf.variational import vbmf
 
 __all__ = [
     "RowFit",
     "choose_gaussian",
+    "choose_neighbours",
     "clearly_better",
     "default_shrinkage",
     "fit_gaussian",
@@ -54,7 +56,7 @@ class RowFit:
     ----------
     solver : str
         "variational" or "gaussian".
-    rows : GaussianRows or LowRankRows
+    rows : GaussianRows, NeighbourRows or LowRankRows
     factors : list of ndarray
         [W_1, ..., W_N]; their product is the fitted matrix.
     status : Status
@@ -112,7 +114,7 @@ def fit_variational(z, seen, dtype, *, depth=None, width=None, max_iter=None, **
     return RowFit("variational", rows, factors, status, solution.n_iter, solution.history, solution.device)
 
 
-def fit_gaussian(z, seen, shrinkage, dtype, *, depth=None, start=None, max_iter=None, n_threads=None):
+def fit_gaussian(z, seen, shrinkage, dtype, *, share=0.0, depth=None, start=None, max_iter=None, n_threads=None):
     """Return the :class:`RowFit` of ``estimate_covariance``; the fitted matrix is the completed one.
 
     Parameters
@@ -120,6 +122,8 @@ def fit_gaussian(z, seen, shrinkage, dtype, *, depth=None, start=None, max_iter=
     z, seen, dtype
         As for :func:`fit_variational`.
     shrinkage : Shrinkage
+    share : float
+        Of the nearest rows' errors that fills are corrected by.
     depth : int, optional
         Number of factors that the fitted matrix is split into.
     start : GaussianRows, optional
@@ -129,11 +133,12 @@ def fit_gaussian(z, seen, shrinkage, dtype, *, depth=None, start=None, max_iter=
     with thread_limits(n_threads):
         rows, changes = estimate_covariance(z, seen, shrinkage, start=start, max_iter=max_iter)
         deviation = rows.fill(z, seen) - rows.mean
+        model = NeighbourRows.of(rows, z, seen, share) if share else rows
     left, right = np.column_stack([np.ones(len(z)), deviation]), np.vstack([rows.mean, np.eye(z.shape[1])])
     factors = split_svd(left, right, _DEPTH if depth is None else depth, dtype)
     history = {"iteration": np.arange(1, len(changes) + 1), "change": changes}
     status = Status.MAX_ITER if changes[-1] >= TOL else Status.CONVERGED
-    return RowFit("gaussian", rows, factors, status, len(changes), history, "cpu")
+    return RowFit("gaussian", model, factors, status, len(changes), history, "cpu")
 
 
 def default_shrinkage(p):
@@ -176,7 +181,7 @@ def make_folds(seen, held_out, seed):
 
 
 def choose_gaussian(z, folds, say, n_threads=None):
-    """Return (shrinkage, rows of the first fold, squared errors on the held-out entries) of the best trial.
+    """Return (shrinkage, rows of each fold, squared errors on the held-out entries) of the best trial.
 
     Parameters
     ----------
@@ -207,7 +212,32 @@ def choose_gaussian(z, folds, say, n_threads=None):
                 if lowest is not None and errors.mean() > lowest:
                     break
                 lowest = errors.mean()
-    return best[0], best[1][0], best_errors
+    return *best, best_errors
+
+
+def choose_neighbours(z, models, errors, folds, say, n_threads=None):
+    """Return (share, squared errors) of the best correction of each fold's model by the nearest rows; 0 for none.
+
+    Parameters
+    ----------
+    z, folds, say
+        As for :func:`choose_gaussian`.
+    models : list of GaussianRows
+        One a fold.
+    errors : ndarray
+        Theirs on the held-out entries: the correction must be clearly better.
+    """
+    best = 0.0, errors
+    if not affordable(*z.shape):
+        return best
+    with thread_limits(n_threads):
+        for share in SHARES:
+            corrected = [NeighbourRows.of(rows, z, fold.visible, share) for rows, fold in zip(models, folds)]
+            others = held_out_errors(corrected, z, folds)
+            say(f"gaussian, corrected by {share:g} of the neighbours' errors: {others.mean():.4g}")
+            if clearly_better(others, best[1]):
+                best = share, others
+    return best
 
 
 def held_out_errors(models, z, folds):

@@ -81,6 +81,26 @@ class GaussianRows:
                 variance[rows] = np.where(holes, np.maximum(left, 0.0), 0.0)
         return (out, variance) if variances else out
 
+    def leave_one_out(self, z, seen):
+        """Return each observed entry less its conditional mean given the rest of its row, (n, p); zeros in the holes.
+
+        With K = C_oo^-1 of a row's observed columns these errors are [K (z_o - m_o)]_j / K_jj.
+        """
+        pulled = np.where(seen, z - self.mean, 0.0) @ self._precision
+        weights, bends = pulled.copy(), np.tile(np.diag(self._precision), (len(z), 1))
+        for rows, index, few in blocks_of_rows(seen):
+            if few:
+                across = self._precision[index]
+                solved = inverse(submatrices(self._precision, index)) @ across
+                here = np.take_along_axis(pulled[rows], index, axis=1)
+                weights[rows] -= np.einsum("bk,bkp->bp", here, solved)
+                bends[rows] -= np.einsum("bkp,bkp->bp", across, solved)
+            else:
+                inverted, at = inverse(submatrices(self.covariance, index)), (rows[:, None], index)
+                weights[at] = (inverted @ (z[at] - self.mean[index])[:, :, None])[:, :, 0]
+                bends[at] = np.einsum("bjj->bj", inverted)
+        return np.where(seen, weights / np.where(seen, bends, 1.0), 0.0)
+
 
 @dataclass
 class LowRankRows:

@@ -21,7 +21,7 @@ LAYERS = [
     {"auto"},
     {"rules"},
     {"engine"},
-    {"checkpoint", "checks", "mask_features", "row_models", "factor_model", "ids"},
+    {"checkpoint", "checks", "mask_features", "row_models", "row_neighbours", "factor_model", "ids"},
     {"entries", "mean_model"},
     {"alternating", "covariance", "tangent"},
     {"continuation"},
