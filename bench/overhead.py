@@ -3,8 +3,9 @@
     python bench/overhead.py [--dtype float64]
 
 Microseconds. ``evaluation`` is loss and gradient, ``rule`` the rest of a rule's step (medians over steps; for ``auto``
-by phase: the take-off with its power iterations, L-BFGS from a full memory on); ``loop`` what a step costs more inside
-``solve``, and ``record`` what a record costs, both from whole runs with few and with many records.
+by phase: the take-off with its power iterations, L-BFGS from a full memory on, of which ``direction`` is a part);
+``loop`` what a step costs more inside ``solve``, and ``record`` what a record costs, both from whole runs with few and
+with many records.
 """
 
 import argparse
@@ -67,11 +68,21 @@ def by_step(operator, y, rule, dtype, steps):
             rule.step(problem, state)
             whole = time.perf_counter() - begin
             if phase is not None:
-                times.setdefault(phase, []).append((problem.seconds, whole - problem.seconds))
+                direction = problem.direction if phase == "auto, full memory" else np.nan
+                times.setdefault(phase, []).append((problem.seconds, whole - problem.seconds, direction))
             done += 1
             if problem.relative(state.losses)[0] < 1e-12 or state.failed[0]:
                 break
     return {phase: 1e6 * np.median(rows, axis=0) for phase, rows in times.items() if len(rows) > 10}
+
+
+class TimedAuto(Auto):
+    """``auto`` that notes the seconds of its last direction."""
+
+    def _try(self, problem, state):
+        begin = time.perf_counter()
+        super()._try(problem, state)
+        problem.direction = time.perf_counter() - begin
 
 
 def by_run(operator, y, rule, dtype, steps):
@@ -96,7 +107,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float64", help="float32 or float64 (default: %(default)s)")
     args = parser.parse_args()
-    rules = {"gd": GradientDescent(lr=1e-3), "group_rmsprop": GroupRMSprop(lr=1e-5), "auto": Auto()}
+    rules = {"gd": GradientDescent(lr=1e-3), "group_rmsprop": GroupRMSprop(lr=1e-5), "auto": TimedAuto()}
     print(f"{args.dtype}, us a step" + f"{'evaluation':>22}{'rule':>8}{'loop':>8}{'record':>8}{'every 10':>10}")
     warnings.simplefilter("ignore")
     for case, (operator, y) in {"2 x 2": tiny(), "n = 100": paper()}.items():
@@ -105,12 +116,14 @@ def main():
             with thread_limits(1):
                 by_step(operator, y, rule, np.dtype(args.dtype), 20)
                 parts = by_step(operator, y, rule, np.dtype(args.dtype), steps)
-            for phase, (evaluation, rest) in parts.items():
+            for phase, (evaluation, rest, direction) in parts.items():
                 line = f"{case:<9}{phase or name:<20}{evaluation:>10.1f}{rest:>8.1f}"
                 if not phase:
                     few, many = by_run(operator, y, rule, np.dtype(args.dtype), steps)
                     loop, record = few - evaluation - rest, many - few
                     line += f"{loop:>8.1f}{record:>8.1f}{few + record / 10:>10.1f}"
+                elif np.isfinite(direction):
+                    line += f"   direction {direction:.1f}"
                 print(line)
 
 

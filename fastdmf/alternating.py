@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdmf.factor_model import SERIAL
 from fastdmf.mask_features import Regression, mask_features
 
 __all__ = ["Settings", "Sweeps", "balanced_factors", "balancing_rotations"]
@@ -33,6 +34,9 @@ _ALIVE = 1e-4  # of the largest component's energy
 _DEAD = 1e-8  # of the largest component's energy
 _FLOOR = 1e-12
 _WARM_SWEEPS, _FEATURES_FROM = 2, 3
+# Entries up to which rows keep the columns of zeros that dead components leave: narrower ones would be another compiled
+# version of the regressions, two seconds of a first fit, for less than a millisecond a sweep.
+_FEW = 100_000
 _BLOCK = 1 << 14  # rows that are held in float64 at a time
 
 
@@ -75,7 +79,8 @@ class _Side:
         cast = lambda v: np.ascontiguousarray(v, self.dtype)  # noqa: E731
         vectors = map(cast, (scale, scaled_ridge, ridge, other.second, self.free))
         data = (self.mean, self.indptr, self.indices, self.y, self.w)
-        error = self.kernels.row_solve(self.x, other.x, *data, *vectors, steps, _TOL)
+        row_solve = self.kernels.row_solve if self.indptr[-1] > SERIAL else self.kernels.row_solve_serial
+        error = row_solve(self.x, other.x, *data, *vectors, steps, _TOL)
         self.measure()
         return error
 
@@ -107,8 +112,10 @@ class _Side:
 
     def select(self, keep):
         """Keep the columns ``keep`` of the factors and of all that goes with them."""
-        multiple = self.kernels.row_multiple(self.dtype)
-        width = -(-max(len(keep), 1) // multiple) * multiple
+        width = self.x.shape[1]
+        if self.indptr[-1] > _FEW:
+            multiple = self.kernels.row_multiple(self.dtype)
+            width = -(-max(len(keep), 1) // multiple) * multiple
 
         def kept(v, fill=0.0):
             out = np.full((*v.shape[:-1], width), fill, v.dtype)

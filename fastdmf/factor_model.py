@@ -17,7 +17,7 @@ import numpy as np
 
 from fastdmf.backend import get_backend
 
-__all__ = ["FactorModel", "FactorSide", "highest"]
+__all__ = ["SERIAL", "FactorModel", "FactorSide", "highest"]
 
 # Conjugate gradients of rows that are folded in, to convergence: at most so many steps, and the share of the first
 # preconditioned gradient at which a row is done.
@@ -25,7 +25,7 @@ _STEPS, _TOL = 30, 1e-6
 # Turns of rows, then columns, in a partial fit: more of them cost as much each and gain ever less.
 _ROUNDS = 2
 # Entries up to which rows are solved for on the calling thread: below, a parallel region costs more than it saves.
-_SERIAL = 20_000
+SERIAL = 20_000
 _GROUP = 32  # columns whose largest prediction stands for them in ``top``
 _MOST = 1e30  # a precision that float32 holds, times any count
 
@@ -213,7 +213,7 @@ class FactorModel:
         cast = lambda v: np.ascontiguousarray(v, x.dtype)  # noqa: E731
         settings = map(cast, (counts, other.variance, self.noise / side.prior, other.second, side.free))
         kernels = get_backend().kernels
-        row_solve = kernels.row_solve if indptr[-1] > _SERIAL else kernels.row_solve_serial
+        row_solve = kernels.row_solve if indptr[-1] > SERIAL else kernels.row_solve_serial
         row_solve(x, other.x, mean, indptr, indices, y, w, *settings, _STEPS, _TOL)
         return counts
 

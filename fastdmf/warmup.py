@@ -61,6 +61,15 @@ def _ratings(dtype):
         y = np.linspace(-1, 1, mask.size, dtype=dtype)
         solution = vbmf(mask, y, width=width, implicit_features=True, random_state=0, on_failure="ignore")
     solution.predict(mask.rows, mask.cols, return_std=True)
+    # Many entries are worked on in parallel, in rows that get narrower as components die.
+    kernels = get_backend().kernels
+    for lines in (1, 2, 3, 4, 8):
+        width = lines * kernels.row_multiple(dtype)
+        a, b = (kernels.aligned_empty((n, width), dtype) for n in _SHAPE)
+        a[:], b[:] = 0, 1
+        ones, data = np.ones(width, dtype), np.ones(mask.size + kernels.PAD, dtype)
+        entries = mask.indptr, mask.indices, data, None, np.ones(len(a), dtype)
+        kernels.row_solve(a, b, None, *entries, ones, ones, ones, ones, 1, 0.1)
 
 
 def _recovery(dtype):
