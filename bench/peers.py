@@ -41,7 +41,8 @@ RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
 def tiny(kind):
     """Return a problem that compiles and imports whatever a method needs."""
     rng = np.random.default_rng(0)
-    n1, n2 = (300, 200) if kind == "ratings" else (60, 40)
+    # Ratings enough for whatever a method does on many.
+    n1, n2 = (900, 600) if kind == "ratings" else (60, 40)
     share = 0.1 if kind == "ratings" else 0.6
     x = 3 + rng.standard_normal((n1, 2)) @ rng.standard_normal((2, n2)) / 2
     rows, cols = np.nonzero(rng.random(x.shape) < share)

@@ -282,22 +282,19 @@ class _Entries:
     """The entries less their mean, by row and by column, as ``Sweeps`` takes them."""
 
     def __init__(self, backend, mask, y, weights, dtype):
-        kernels, (n1, n2) = backend.kernels, mask.shape
+        kernels = backend.kernels
 
         def padded(values):
             out = np.zeros(mask.size + kernels.PAD, dtype)
             out[: mask.size] = values
             return out
 
-        # At most one array of the length of the entries is alive here that is not kept.
         by_row = padded(mask.sort(y))
         w = None if weights is None else padded(mask.sort(weights))
         inside = by_row[: mask.size]
         self.mean = float(inside.mean(dtype=np.float64) if w is None else np.average(inside, weights=w[: mask.size]))
         inside -= dtype.type(self.mean)
-        colptr, rows, order = kernels.entry_blocks(mask.indptr, mask.indices, n1, n2, n1)
-        by_column = (colptr, rows, padded(by_row[order]), None if w is None else padded(w[order]))
-        del order
+        by_column = kernels.entry_columns(mask.indptr, mask.indices, by_row, w, mask.shape[1])
         self.dtype, self._data = dtype, (kernels, (mask.indptr, mask.indices, by_row, w), by_column)
 
     def parts(self):

@@ -300,6 +300,26 @@ def test_sorting(kind, n1, n2, nnz, by_row, least, monkeypatch):
         assert cuts[0] == 0 and cuts[-1] == n2 and (np.diff(cuts) >= 0).all() and len(cuts) == 6
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n1", "n2", "nnz"), [(1, 1, 0), (1, 1, 1), (31, 33, 257), (2, 31, 60)])
+@pytest.mark.parametrize("least", [0, 1 << 15])
+def test_order_of_columns(n1, n2, nnz, weighted, dtype, least, monkeypatch):
+    monkeypatch.setattr(entry_index, "_COMPILED", least)
+    rng = np.random.default_rng(nnz)
+    indptr, indices, order = cpu.entry_sort(rng.integers(0, n1, nnz), rng.integers(0, n2, nnz), n1, n2)
+    y, w = np.zeros(nnz + cpu.PAD, dtype), np.zeros(nnz + cpu.PAD, dtype)
+    y[:nnz], w[:nnz] = rng.standard_normal(nnz), rng.random(nnz)
+    rows = np.repeat(np.arange(n1), np.diff(indptr))
+    expected = naive.block_entries(rows, indices[:nnz], n1)
+    colptr, found, yc, wc = cpu.entry_columns(indptr, indices, y, w if weighted else None, n2)
+    np.testing.assert_array_equal(np.diff(colptr), np.bincount(indices[:nnz], minlength=n2))
+    np.testing.assert_array_equal(found, np.append(rows[expected], np.zeros(cpu.PAD)))
+    np.testing.assert_array_equal(yc, np.append(y[expected], np.zeros(cpu.PAD)))
+    assert (wc is None) if not weighted else np.array_equal(wc, np.append(w[expected], np.zeros(cpu.PAD)))
+    assert (colptr[0], colptr.dtype, found.dtype, yc.dtype) == (0, np.int64, np.int32, dtype)
+
+
 def test_cuts_share_the_entries():
     counts = np.random.default_rng(0).integers(0, 9, 1000)
     indptr = np.append(0, np.cumsum(counts))

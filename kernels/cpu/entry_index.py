@@ -15,6 +15,7 @@ __all__ = [
     "aligned_empty",
     "entry_blocks",
     "entry_column_cuts",
+    "entry_columns",
     "entry_cuts",
     "entry_route",
     "entry_sort",
@@ -179,6 +180,54 @@ def entry_blocks(indptr, indices, n1, n2, block_rows):
     else:
         _blocks(bptr, brows, border, indptr, indices, n2, block_rows)
     return bptr, brows, border
+
+
+@njit(**_SETTINGS)
+def _columns(colptr, rows, yc, wc, indptr, indices, y, w, weighted):
+    _count(colptr, indices[: indptr[-1]])
+    for i in range(indptr.shape[0] - 1):
+        for k in range(indptr[i], indptr[i + 1]):
+            place = colptr[indices[k]]
+            rows[place], yc[place] = i, y[k]
+            if weighted:
+                wc[place] = w[k]
+            colptr[indices[k]] = place + 1
+    for j in range(colptr.shape[0] - 1, 0, -1):
+        colptr[j] = colptr[j - 1]
+    colptr[0] = 0
+
+
+def entry_columns(indptr, indices, y, w, n2):
+    """Bring sorted entries into the order of columns, then rows, with their values: no permutation is kept or gathered.
+
+    Parameters
+    ----------
+    indptr, indices
+        From ``entry_sort``.
+    y, w : (nnz + PAD,)
+        Values and weights in sorted order, zeros behind the last; ``w`` may be None.
+
+    Returns
+    -------
+    colptr : (n2 + 1,) int64
+    rows : (nnz + PAD,) int32, or int64 where the number of rows needs it
+    y, w : (nnz + PAD,)
+    """
+    nnz, n1 = int(indptr[-1]), len(indptr) - 1
+    colptr = np.empty(n2 + 1, np.int64)
+    rows, yc = np.zeros(nnz + PAD, index_type(n1)), np.zeros(nnz + PAD, y.dtype)
+    wc = None if w is None else np.zeros_like(yc)
+    if nnz < _COMPILED:
+        order = np.argsort(indices[:nnz], kind="stable")
+        rows[:nnz] = np.repeat(np.arange(n1), np.diff(indptr))[order]
+        for out, values in ((yc, y), (wc, w)):
+            if out is not None:
+                out[:nnz] = values[:nnz][order]
+        colptr[0], colptr[1:] = 0, np.cumsum(np.bincount(indices[:nnz], minlength=n2))
+    else:
+        weighted = w is not None
+        _columns(colptr, rows, yc, wc if weighted else yc, indptr, indices, y, w if weighted else y, weighted)
+    return colptr, rows, yc, wc
 
 
 def entry_cuts(indptr, ranges):

@@ -1,0 +1,104 @@
+"""``vbmf`` on 5 to 100 million entries: CPU seconds and bytes of memory an entry, each size in a process of its own.
+
+    python bench/scale.py [--millions 5 20 50 100] [--sweeps 8] [--shuffled]
+
+138,493 x 26,744, rank 10 plus biases plus noise of standard deviation 0.7, as many entries in each row,
+in float32. Entries come sorted by row, or shuffled, as int32 rows and columns and float32 values, 12 bytes an entry
+that are the caller's. ``index`` is ``EntryMask``, ``fit`` is ``vbmf`` with a fixed number of sweeps. Memory is the
+growth of the process's peak over what it held before: all that the library takes, and of that the factors' share, the
+posterior means and prior variances of both sides, does not grow with the entries.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import fastdmf
+
+SHAPE = 138_493, 26_744
+RANK, NOISE = 10, 0.7
+PIECE = 1 << 20
+
+
+def entries(count, shuffled):
+    """Return rows, columns and values."""
+    n1 = SHAPE[0]
+    rng = np.random.default_rng(0)
+    per_row = count // n1
+    rows = np.repeat(np.arange(n1, dtype=np.int32), per_row)
+    cols = np.empty(len(rows), np.int32)
+    for i in range(n1):
+        # Distinct columns without a set: a random start and a random stride that the prime 26,737 knows no factor of.
+        at = (rng.integers(26_737) + np.arange(per_row) * rng.integers(1, 26_737)) % 26_737
+        cols[i * per_row : (i + 1) * per_row] = np.sort(at)
+    p, q = (rng.standard_normal((n, RANK), np.float32) / RANK**0.25 for n in SHAPE)
+    a, b = (0.4 * rng.standard_normal(n, np.float32) for n in SHAPE)
+    y = np.empty(len(rows), np.float32)
+    for k in range(0, len(rows), PIECE):
+        i, j = rows[k : k + PIECE], cols[k : k + PIECE]
+        y[k : k + PIECE] = 3.5 + a[i] + b[j] + np.einsum("ij,ij->i", p[i], q[j])
+        y[k : k + PIECE] += NOISE * rng.standard_normal(len(i), np.float32)
+    if shuffled:
+        order = rng.permutation(len(rows))
+        rows, cols, y = rows[order], cols[order], y[order]
+    return rows, cols, y
+
+
+def memory(field):
+    """Return bytes of this process, VmRSS or VmHWM."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+
+def measure(count, sweeps, shuffled):
+    """Print a JSON line."""
+    warm = fastdmf.EntryMask(*np.divmod(np.arange(0, 500 * 400, 5), 400), (500, 400))
+    fastdmf.vbmf(warm, np.ones(warm.size, np.float32), random_state=0, max_iter=3, on_failure="ignore")
+    rows, cols, y = entries(count, shuffled)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    start = time.process_time()
+    mask = fastdmf.EntryMask(rows, cols, SHAPE)
+    indexed = time.process_time()
+    options = {"max_iter": sweeps, "tol": 0.0, "random_state": 0, "on_failure": "ignore"}
+    solution = fastdmf.vbmf(mask, y, **options)
+    fitted = time.process_time()
+    n = len(rows)
+    factors = 4 * sum(SHAPE) * solution.sweeps.rows.x.shape[1]
+    line = {"entries": n, "shuffled": shuffled, "sweeps": solution.n_iter, "noise_variance": round(solution.noise, 4)}
+    line |= {"index_seconds": indexed - start, "fit_seconds": fitted - indexed}
+    line |= {"ns_an_entry_and_sweep": 1e9 * (fitted - indexed) / n / solution.n_iter}
+    peak = memory("VmHWM") - before
+    line |= {"library_bytes_an_entry": peak / n, "factors_bytes": factors, "peak_gb": memory("VmHWM") / 1e9}
+    print(json.dumps({key: round(v, 3) if isinstance(v, float) else v for key, v in line.items()}))
+
+
+def main():
+    """Print the table, and keep the lines if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--millions", type=int, nargs="+", default=[5, 20, 50, 100])
+    parser.add_argument("--sweeps", type=int, default=8)
+    parser.add_argument("--shuffled", action="store_true", help="entries in random order")
+    parser.add_argument("--keep", type=Path, help="JSON-lines file to append to")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        measure(args.child, args.sweeps, args.shuffled)
+        return
+    for millions in args.millions:
+        command = [sys.executable, __file__, "--child", str(millions * 10**6), "--sweeps", str(args.sweeps)]
+        command += ["--shuffled"] if args.shuffled else []
+        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        print(line, flush=True)
+        if args.keep:
+            with args.keep.open("a") as file:
+                file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
