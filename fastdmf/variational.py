@@ -178,7 +178,8 @@ def vbmf(
     features_may_hurt = implicit_features is None
     if implicit_features is None:
         implicit_features = not dense and mask.size <= _FEATURES_MAX
-    max_iter = (_SWEEPS_DENSE if dense else _SWEEPS) if max_iter is None else check_count("max_iter", max_iter)
+    enough = _SWEEPS_DENSE if dense else _SWEEPS
+    max_iter = enough if max_iter is None else check_count("max_iter", max_iter)
     theta = (1 / 3 if dense else 1.0) if depth is None else 1 - 2 / depth
     settings = Settings(theta, width, bool(biases))
 
@@ -194,10 +195,13 @@ def vbmf(
                 run = digest("vbmf", settings, features, max_iter, tol, seed, k, *entries.parts())
                 file = CheckpointFile(checkpoint, run, f".{k}" if k else "")
             statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback, file)
-            untied = process.prefer_untied(max_iter, float(tol))
-            if features_may_hurt:
-                process.prefer_no_features(max_iter, float(tol))
-            process.prefer_biases(max_iter, float(tol))
+            # The evidence of a fit that was cut short says little beside that of simpler ones, which are ready sooner.
+            untied = False
+            if statuses[0] is Status.CONVERGED or (statuses[0] is Status.MAX_ITER and max_iter >= enough):
+                untied = process.prefer_untied(max_iter, float(tol))
+                if features_may_hurt:
+                    process.prefer_no_features(max_iter, float(tol))
+                process.prefer_biases(max_iter, float(tol))
             fits.append(process)
             ends.append((statuses[0], int(n_iter[0]), history))
             if stopped := statuses[0] in (Status.STOPPED, Status.INTERRUPTED):
