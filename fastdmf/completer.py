@@ -209,21 +209,22 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
             If the solver ends neither converged nor early stopped.
         """
         self._check()
-        rows, cols, mask, values, weights = self._read_fit(X, y, entry_weight)
+        rows, cols, *data = self._read_fit(X, y, entry_weight)
+        exact = self.solver == "recovery"
+        self._observed = (-np.inf, np.inf) if exact else (float(data[1].min()), float(data[1].max()))
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         if self.solver == "descent":
-            solution, model = self._descend(mask, values, weights, random, seed)
-        elif self.solver == "recovery":
-            solution, model = self._recover(mask, values, weights, seed)
+            solution, model = self._descend(*data, random, seed)
+        elif exact:
+            solution, model = self._recover(*data, seed)
         else:
-            solution, model = self._vary(mask, values, weights, seed)
+            solution, model = self._vary(*data, seed)
+        data.clear()  # the model has its own
         report(self, solution)
         self.solver_ = "variational" if self.solver == "auto" else self.solver
         self.depth_ = len(solution.factors)
         self.n_features_in_ = len(cols) if sparse.issparse(X) else 2
-        exact = self.solver == "recovery"
-        self._observed = (-np.inf, np.inf) if exact else (float(values.min()), float(values.max()))
         self._settle(model, rows, cols)
         return self
 
@@ -569,7 +570,9 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
             on_failure="ignore",
             **options,
         )
-        return solution, solution.factor_model()
+        model = solution.factor_model()
+        solution.sweeps = solution.fits = None  # the entries by column, and the factors again
+        return solution, model
 
     def _descend(self, mask, values, weights, random, seed):
         """Return the solution of ``solve`` on what biases leave, and its model."""

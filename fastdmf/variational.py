@@ -407,9 +407,10 @@ class _Fit:
 
 def _balanced_factors(fits, depth):
     """Return the mean of the fits' latent parts as depth balanced factors."""
+    sides = [[fit.sides[axis].x[:, fit.head : fit.live] for fit in fits] for axis in (0, 1)]
+    if len(fits) == 1:
+        return balanced_factors(*(parts[0] for parts in sides), depth)
     share = 1 / np.sqrt(len(fits))
-    p, q = (
-        np.concatenate([x[:, sweeps.head : sweeps.live] * x.dtype.type(share) for sweeps, x in pairs], axis=1)
-        for pairs in ([(fit, fit.sides[axis].x) for fit in fits] for axis in (0, 1))
+    return balanced_factors(
+        *(np.concatenate([x * x.dtype.type(share) for x in parts], axis=1) for parts in sides), depth
     )
-    return balanced_factors(p, q, depth)
