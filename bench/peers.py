@@ -211,7 +211,9 @@ def figure(path, out):
     colors = {label: f"C{k}" for k, label in enumerate(RATINGS)}
     for ax, (name, methods) in zip(axes[0], curves.items()):
         for label, lines in methods.items():
-            points = sorted((line["cpu_seconds"], line["error"]) for line in lines if line["iterations"] is not None)
+            stops = [line for line in lines if line["iterations"] is not None]
+            stops.sort(key=lambda line: line["iterations"])
+            points = [(line["cpu_seconds"], line["error"]) for line in stops]
             if points:
                 ax.plot(*zip(*points), "o-", ms=3, lw=2 if label == "fastdmf" else 1, color=colors[label], label=label)
             for line in lines:
