@@ -9,7 +9,7 @@ The map of the package (imports go only downwards in this list)::
     chain        the factors: layout, products, gradients, starting points
     problem      operator + data + normalisation -> value and gradient
     rule         what a step rule is: Rule, State
-    auto, rules  the default rule; gd, momentum, nesterov, group_rmsprop, adam
+    auto, flow, rules   the default rule; gradient flow; gd, momentum, nesterov, group_rmsprop, adam
     engine       the one loop: records, stop tests, status
     checks, checkpoint   arguments that the solvers share; the state of a run in a file
     descent      solve(...)

@@ -271,7 +271,7 @@ class _Descent:
 
     def step(self):
         self.rule.step(self.problem, self.state)
-        self.n_eval += 1
+        self.n_eval += self.rule.evaluations
 
     def failed(self):
         return self.state.failed
@@ -285,6 +285,7 @@ class _Descent:
             "objective": state.objective,
             "grad_norm": np.sqrt(problem.squared_norm(state.grad)),
             "step_size": state.step_size.copy(),
+            **state.records(),
         }
         if self.monitor is not None:
             p, qt = problem.halves(state.x)
@@ -351,14 +352,18 @@ class _Descent:
     def resume(self, snapshot, active):
         self.take(active)
         self.n_eval, self.result, self.best = (snapshot[name] for name in ("n_eval", "result", "best"))
-        allocate = self.problem.kernels.aligned_empty
         for name, value in snapshot["state"].items():
             if isinstance(value, np.ndarray):
-                # The kernels want whole cache lines.
-                place = allocate(value.shape, value.dtype)
-                place[...] = value
-                value = place
+                value = self._aligned(value)
+            elif isinstance(value, list):
+                value = [self._aligned(part) for part in value]
             setattr(self.state, name, value)
+
+    def _aligned(self, value):
+        """Return a copy where the kernels want it, on a cache line."""
+        place = self.problem.kernels.aligned_empty(value.shape, value.dtype)
+        place[...] = value
+        return place
 
 
 def _check_start(process, rule, init_scale, given):

@@ -30,6 +30,10 @@ class State:
     step_size: np.ndarray
     failed: np.ndarray
 
+    def records(self):
+        """Return what the rule adds to a record: name -> array over the slices."""
+        return {}
+
     def take(self, keep):
         """Return the state of the slices ``keep`` (an index array)."""
         return replace(
@@ -71,6 +75,7 @@ class Rule:
     fixed_step = True  # may diverge or stand still; the driver watches for both
     max_iter = 100_000  # default number of steps
     check_every = 10  # default number of steps between records
+    evaluations = 1  # of a step
 
     def init(self, problem, x):
         """Evaluate the start ``x`` (B, D), which the state takes over."""

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.auto import Auto
+from fastdmf.flow import Flow
 from fastdmf.rule import Rule, State, start
 
 __all__ = [
     "RULES",
     "Adam",
     "Auto",
+    "Flow",
     "GradientDescent",
     "GroupRMSprop",
     "Momentum",
@@ -200,6 +202,7 @@ RULES = {
     "nesterov": Nesterov,
     "group_rmsprop": GroupRMSprop,
     "adam": Adam,
+    "flow": Flow,
 }
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"operators"},
     {"problem"},
     {"rule"},
-    {"auto"},
+    {"auto", "flow"},
     {"rules"},
     {"engine"},
     {"checkpoint", "checks", "mask_features", "row_models", "row_neighbours", "factor_model", "ids"},

@@ -14,7 +14,7 @@ from conftest import completion, random_mask
 import fastdmf
 from fastdmf.checkpoint import Checkpoint
 from fastdmf.engine import Status
-from fastdmf.rules import Adam, GradientDescent, GroupRMSprop, Momentum, Nesterov
+from fastdmf.rules import Adam, Flow, GradientDescent, GroupRMSprop, Momentum, Nesterov
 
 
 def noisy_entries(seed=0):
@@ -43,7 +43,8 @@ RUNS = {
     ),
     "vbmf, three starts": lambda **kw: fastdmf.vbmf(*noisy_entries(), n_init=3, random_state=0, **kw),
 }
-for rule in (GradientDescent(lr=0.1), Momentum(lr=0.1), Nesterov(lr=0.1), GroupRMSprop(lr=0.01), Adam(lr=0.01)):
+FIXED = GradientDescent(lr=0.1), Momentum(lr=0.1), Nesterov(lr=0.1), GroupRMSprop(lr=0.01), Adam(lr=0.01), Flow()
+for rule in FIXED:
     RUNS[type(rule).__name__] = lambda rule=rule, **kw: fastdmf.solve(
         *small(), rule=rule, check_every=3, max_iter=50, random_state=0, **kw
     )
