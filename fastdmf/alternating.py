@@ -84,6 +84,10 @@ class _Side:
         self.measure()
         return error
 
+    def release(self):
+        """Let the entries go: the side can be read, and no longer improved."""
+        self.indices = self.y = self.w = None
+
     def measure(self):
         """Sum the squares of the factors, a block of rows in float64 at a time."""
         second, away = np.zeros(self.x.shape[1]), np.zeros(self.x.shape[1])

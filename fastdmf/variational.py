@@ -211,6 +211,10 @@ def vbmf(
         if stopped:
             status = statuses[0]
         sweeps = [process.sweeps for process in fits]
+        # What comes needs no entries by column, of which there may be gigabytes.
+        entries.release()
+        for fit in sweeps:
+            fit.columns.release()
         factors = _balanced_factors(sweeps, 3 if depth is None else int(depth))
     if on_failure == "warn":
         warn_unless_success([status for status, *_ in ends])
@@ -304,6 +308,10 @@ class _Entries:
     def parts(self):
         """Return the arrays that the entries consist of."""
         return self._data[1]
+
+    def release(self):
+        """Let the arrays go."""
+        self._data = None
 
     def sweeps(self, settings, seed, features=0):
         """Return a fit at its start."""
