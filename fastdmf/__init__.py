@@ -8,6 +8,7 @@ The map of the package (imports go only downwards in this list)::
     masks, seeded, operators   EntryMask; GaussianSeeded; GaussianDense, RankOne, any scipy LinearOperator
     chain        the factors: layout, products, gradients, starting points
     problem      operator + data + normalisation -> value and gradient
+    penalties    terms that are added to the objective
     rule         what a step rule is: Rule, State
     auto, flow, rules   the default rule; gradient flow; gd, momentum, nesterov, group_rmsprop, adam
     engine       the one loop: records, stop tests, status
@@ -49,7 +50,7 @@ _HOME = {
     "EntryKFold": "entry_kfold",
 }
 
-_MODULES = ("backend", "engine", "losses", "operators", "rules")
+_MODULES = ("backend", "engine", "losses", "operators", "penalties", "rules")
 
 __all__ = sorted([*_HOME, *_MODULES])
 

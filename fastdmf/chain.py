@@ -207,6 +207,17 @@ def _gaussian(dims, alpha, rng):
     return [rng.standard_normal((rows, cols)) * (a / np.sqrt(cols)) for cols, rows in itertools.pairwise(dims)]
 
 
+def _imbalanced(dims, alpha, rng):
+    """Gaussian factors whose standard deviations grow geometrically from W_1 to W_N, by 3 in all; alpha as there.
+
+    At depth 2 W_2 = 3 W_1 in scale, the start of Xiong, Ding and Du 2023 (F_0 = a X, G_0 = (a/3) Y): the imbalance
+    F^T F - G^T G, which gradient descent keeps, makes factors wider than the rank converge at a linear rate.
+    """
+    factors = _gaussian(dims, alpha, rng)
+    places = np.linspace(-0.5, 0.5, len(factors)) if len(factors) > 1 else [0.0]
+    return [3.0**place * w for place, w in zip(places, factors)]
+
+
 def _identity(dims, alpha, rng):
     """alpha^(1/N) I, cut off where a factor is not square."""
     a = alpha ** (1 / (len(dims) - 1))
@@ -256,7 +267,13 @@ def _rescaled(factors, alpha, dims):
     return [scale * w for w in factors]
 
 
-INITS = {"gaussian": _gaussian, "identity": _identity, "orthogonal": _orthogonal, "balanced": _balanced}
+INITS = {
+    "gaussian": _gaussian,
+    "imbalanced": _imbalanced,
+    "identity": _identity,
+    "orthogonal": _orthogonal,
+    "balanced": _balanced,
+}
 
 
 def initial_factors(layout, init, alpha, seed):
@@ -266,7 +283,7 @@ def initial_factors(layout, init, alpha, seed):
     ----------
     layout : Layout
     init : str
-        ``"gaussian"``, ``"identity"``, ``"orthogonal"`` or ``"balanced"``.
+        ``"gaussian"``, ``"imbalanced"``, ``"identity"``, ``"orthogonal"`` or ``"balanced"``.
     alpha : float
         End-to-end scale: E ||W||_F^2 = alpha^2 n1 for Gaussian factors, and as much for the others but
         ``"identity"``, where every factor is alpha^(1/N) I.
@@ -283,7 +300,7 @@ def initial_factors(layout, init, alpha, seed):
     if not layout.symmetric:
         return INITS[init](layout.dims, alpha, rng)
     n, h, _ = layout.dims
-    if init == "gaussian":
+    if init in ("gaussian", "imbalanced"):  # one factor has nothing to be out of balance with
         return [rng.standard_normal((n, h)) * np.sqrt(alpha / h)]
     if init == "identity":
         return [np.sqrt(alpha) * np.eye(n, h)]

@@ -201,6 +201,10 @@ class Bound:
 
     # --- what follows from those -----------------------------------------------------------------------------
 
+    def residuals(self, p, qt):
+        """Return A(P Q) - y, shape (B, m), in the order of the measurements."""
+        return self.forward(p, qt) - self.y
+
     def psi(self, predictions):
         """Return w psi(prediction - y), shape (B, m): what the adjoint is applied to."""
         g = self.loss.psi(predictions - self.y)

@@ -12,6 +12,7 @@ from fastdmf.checks import check_count, check_data, check_number, check_real, ch
 from fastdmf.engine import Solution, Stop, drive, singular_values, warn_unless_success
 from fastdmf.losses import as_loss
 from fastdmf.operators import Operator, as_operator
+from fastdmf.penalties import as_penalties
 from fastdmf.problem import NORMALISATIONS, Problem
 from fastdmf.rules import as_rule
 
@@ -36,6 +37,7 @@ def solve(
     loss="mse",
     elementwise_loss="squared",
     l2=0.0,
+    penalty=(),
     max_iter=None,
     tol=1e-6,
     check_every=None,
@@ -74,7 +76,7 @@ def solve(
         batch. Replaces ``depth``, ``width``, ``init`` and ``init_scale``.
     symmetric : bool
         W = U U^T with one factor U of shape (n, width).
-    init : {"gaussian", "identity", "orthogonal", "balanced"}
+    init : {"gaussian", "imbalanced", "identity", "orthogonal", "balanced"}
     init_scale : float
         End-to-end scale alpha: E ||W||_F^2 = alpha^2 n1; per-factor standard deviation alpha^(1/N) / sqrt(d_{j-1}).
     rule : str or Rule
@@ -85,6 +87,8 @@ def solve(
     elementwise_loss : str or tuple
         ``"squared"``, ``"absolute"``, ``("huber", delta)`` or ``("truncated", delta)``.
     l2 : float
+    penalty : object or sequence of objects of :mod:`fastdmf.penalties`, optional
+        Added to the objective: ``GradientNorm(weight)``, ``NuclearRatio(weight)``.
     max_iter : int, optional
         Steps. Default 2000 for ``"auto"``, 100,000 for the others.
     tol : float
@@ -179,6 +183,7 @@ def solve(
         raise ValueError(f"init must be one of {sorted(INITS)}, got {init!r}")
     if on_failure not in ("warn", "ignore"):
         raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
+    penalties = as_penalties(penalty)
     track = _check_track(track)
     truth = _check_truth(truth, operator.shape)
 
@@ -207,7 +212,7 @@ def solve(
         )
         if (bound.weight_sums() <= 0).any():
             raise ValueError("weights are zero for every measurement (after the held-out ones, if any)")
-        problem = Problem(bound, layout, batch, loss=loss, l2=float(l2))
+        problem = Problem(bound, layout, batch, loss=loss, l2=float(l2), penalties=penalties)
         monitor = None
         if held_out is not None:
             monitor = operator.restrict(held_out).bind(
@@ -238,7 +243,10 @@ def solve(
         file = None
         if checkpoint is not None:
             # The start's gradient is the operator's and the data's.
-            start, settings = process.state, (layout, rule, loss, elementwise_loss, float(l2), stop, track, seeds)
+            start, settings = (
+                process.state,
+                (layout, rule, loss, elementwise_loss, float(l2), penalties, stop, track, seeds),
+            )
             file = CheckpointFile(checkpoint, digest("solve", *settings, start.x, start.grad, start.losses, truth))
         statuses, n_iter, history = drive(process, batch, stop, callback, file)
     if on_failure == "warn":
@@ -332,7 +340,6 @@ class _Descent:
         self.result[slice_] = (self.best if best else self.state.x)[position]
 
     def take(self, keep):
-        problem = self.problem
         if len(keep) == len(self.state.x):
             return
         self.state = self.state.take(keep)
@@ -340,7 +347,7 @@ class _Descent:
             self.best = self.best[keep]
         if self.monitor is not None:
             self.monitor = self.monitor.take(keep)
-        self.problem = Problem(problem.bound.take(keep), problem.layout, len(keep), loss=problem.loss, l2=problem.l2)
+        self.problem = self.problem.take(keep)
 
     def factors(self):
         return [np.array(w) for w in self.problem.layout.factors(self.state.x)]

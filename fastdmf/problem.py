@@ -16,7 +16,7 @@ NORMALISATIONS = {
 
 
 class Problem:
-    """min over the factors of  c sum_i w_i rho(A(W_N ... W_1)_i - y_i) + l2/2 sum_j ||W_j||_F^2.
+    """min over the factors of  c sum_i w_i rho(A(W_N ... W_1)_i - y_i) + l2/2 sum_j ||W_j||_F^2 + penalties.
 
     Parameters
     ----------
@@ -27,6 +27,9 @@ class Problem:
     loss : {"mse", "mse/2", "sse", "sse/2"}
         c = 1/sum w, 1/(2 sum w), 1 or 1/2.
     l2 : float
+    penalties : sequence
+        Objects of :mod:`fastdmf.penalties`. Each has ``add(problem, x, grad)``, which returns its values, (B,) float64,
+        and adds its gradient to ``grad``, where that of the terms before it is found.
 
     Notes
     -----
@@ -34,8 +37,9 @@ class Problem:
     the factors; :meth:`leading_singular` refers to the point evaluated last.
     """
 
-    def __init__(self, bound, layout, batch, *, loss="mse", l2=0.0):
+    def __init__(self, bound, layout, batch, *, loss="mse", l2=0.0, penalties=()):
         self.bound, self.layout, self.batch, self.loss, self.l2 = bound, layout, batch, loss, l2
+        self.penalties = tuple(penalties)
         self.xp, self.kernels = bound.backend.xp, bound.backend.kernels
         self.weight_sums = np.broadcast_to(bound.weight_sums(), (batch,))
         self.scale = np.broadcast_to(NORMALISATIONS[loss](bound.weight_sums()), (batch,))
@@ -64,7 +68,7 @@ class Problem:
         losses : ndarray of shape (B,)
             sum w rho(r), without c.
         objective : ndarray of shape (B,)
-            c times that plus the l2 term.
+            c times that plus the l2 term and the penalties.
         """
         if self._fused is not None:
             losses = self._fused(x, grad, self._factors, probe)
@@ -88,7 +92,18 @@ class Problem:
         if self.l2:
             objective = objective + 0.5 * self.l2 * self.squared_norm(x)
             grad += x.dtype.type(self.l2) * x
+        for penalty in self.penalties:
+            objective = objective + penalty.add(self, x, grad)
         return losses, objective
+
+    def take(self, keep):
+        """Return the problem of the batch's slices ``keep`` (an index array)."""
+        terms = {"loss": self.loss, "l2": self.l2, "penalties": self.penalties}
+        return Problem(self.bound.take(keep), self.layout, len(keep), **terms)
+
+    def residuals(self, x):
+        """Return A(W) - y of the point ``x``, shape (B, m), in the order of the measurements."""
+        return self.bound.residuals(*self.halves(x))
 
     def halves(self, x):
         """Return copies-free (P, Q^T) of the point ``x``; at depth 1 (W, identity)."""

@@ -16,7 +16,7 @@ LAYERS = [
     {"contract", "chain"},
     {"masks", "seeded"},
     {"operators"},
-    {"problem"},
+    {"problem", "penalties"},
     {"rule"},
     {"auto", "flow"},
     {"rules"},

@@ -64,13 +64,18 @@ def test_inits_have_the_end_to_end_scale(init, dims):
             product = w @ product
         norms.append(np.sum(product**2))
     target = alpha**2 * dims[-1]
-    if init == "gaussian":  # in the mean; deep products of thin factors have heavy tails
+    if init in ("gaussian", "imbalanced"):  # in the mean; deep products of thin factors have heavy tails
         standard_error = np.std(norms) / np.sqrt(len(norms))
         assert abs(np.mean(norms) - target) < 4 * standard_error
     elif init == "identity":
         assert norms[0] == pytest.approx(alpha**2 * min(dims))
     else:
         np.testing.assert_allclose(norms, target, rtol=1e-10)
+
+
+def test_imbalanced_factors_differ_threefold_from_end_to_end():
+    low, middle, high = (np.std(w) for w in initial_factors(Layout((90, 90, 90, 90)), "imbalanced", 1e-3, 0))
+    assert high / low == pytest.approx(3, rel=0.05) and middle / low == pytest.approx(np.sqrt(3), rel=0.05)
 
 
 def test_inits_differ_in_balance_and_seed():
@@ -80,7 +85,7 @@ def test_inits_differ_in_balance_and_seed():
     assert imbalance(as_batch(initial_factors(layout, "gaussian", 0.3, 0)))[0] > 0.01
     square = Layout((6, 6, 6))
     assert imbalance(as_batch(initial_factors(square, "orthogonal", 0.3, 0)))[0] < 1e-14
-    for init in ("gaussian", "orthogonal", "balanced"):
+    for init in ("gaussian", "imbalanced", "orthogonal", "balanced"):
         a, b, c = (initial_factors(layout, init, 0.3, seed)[1] for seed in (1, 1, 2))
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
@@ -90,7 +95,7 @@ def test_inits_differ_in_balance_and_seed():
 def test_symmetric_inits(init):
     (u,) = initial_factors(Layout((8, 3, 8), symmetric=True), init, 0.04, 0)
     assert u.shape == (8, 3)
-    if init == "gaussian":
+    if init in ("gaussian", "imbalanced"):
         assert 0.2 < np.linalg.norm(u) / np.sqrt(0.04 * 8) < 2
     else:
         np.testing.assert_allclose(u.T @ u, 0.04 * np.eye(3), atol=1e-14)
