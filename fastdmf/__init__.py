@@ -8,11 +8,17 @@ The map of the package (imports go only downwards in this list)::
     masks, seeded, operators   EntryMask; GaussianSeeded; GaussianDense, RankOne, any scipy LinearOperator
     chain        the factors: layout, products, gradients, starting points
     problem      operator + data + normalisation -> value and gradient
-    penalties    terms that are added to the objective
+    second_order   Hessian-vector products and the sharpness of a point
+    symmetry     symmetric parts of measurements
     rule         what a step rule is: Rule, State
+    rescaled     the rule for quadratic networks
+    scaled, mirror, subgradient, normalised   a paper's rule each
     auto, flow, rules   the default rule; gradient flow; gd, momentum, nesterov, group_rmsprop, adam
     engine       the one loop: records, stop tests, status
     checks, checkpoint   arguments that the solvers share; the state of a run in a file
+    penalties    terms that are added to the objective
+    diagnostics, theory, forecast   what a run can record; closed forms to call before it; warnings from them
+    spectral     a start for descent from the data's leading singular vectors
     descent      solve(...)
     mask_features, alternating   what the variational solver is made of
     factor_model   a fitted matrix: predictions, rows and columns that come later
@@ -24,7 +30,8 @@ The map of the package (imports go only downwards in this list)::
     row_models, row_neighbours, covariance, row_fits   tables as draws of one distribution
     fitting      what the estimators share
     entry_kfold  EntryKFold: cross-validation over entries
-    imputer, sensing, completer   DMFImputer, DMFSensing, DMFCompleter: the scikit-learn estimators
+    imputer, sensing, completer, quadratic   DMFImputer, DMFSensing, DMFCompleter, DMFQuadratic: the scikit-learn
+                 estimators
     demo, warmup, cli    the ``fastdmf`` command
 
 Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
@@ -43,14 +50,17 @@ _HOME = {
     "Status": "engine",
     "recover": "recovery",
     "solve": "descent",
+    "spectral_factors": "spectral",
+    "symmetric_part": "symmetry",
     "vbmf": "variational",
     "DMFCompleter": "completer",
     "DMFImputer": "imputer",
+    "DMFQuadratic": "quadratic",
     "DMFSensing": "sensing",
     "EntryKFold": "entry_kfold",
 }
 
-_MODULES = ("backend", "engine", "losses", "operators", "penalties", "rules")
+_MODULES = ("backend", "diagnostics", "engine", "losses", "operators", "penalties", "rules", "theory")
 
 __all__ = sorted([*_HOME, *_MODULES])
 

@@ -115,14 +115,25 @@ class Operator:
         backend : fastdmf.backend.Backend
         y : ndarray of shape (1, m) or (B, m)
         weights : ndarray of shape (1, m) or (B, m), optional
-        loss : ElementwiseLoss or its name
+        loss : ElementwiseLoss or what ``as_loss`` takes
         dtype : numpy dtype, float32 or float64
         width : int, optional
             The inner width h that will be asked for; a hint for the choice of the route.
         batch : int
             Number of slices B that will be asked for; likewise a hint.
+
+        Raises
+        ------
+        ValueError
+            If the bound form hands the loss to kernels, and they do not know it.
         """
-        return self._bound(self, backend, y, weights, as_loss(loss), np.dtype(dtype), width, batch)
+        loss = as_loss(loss)
+        if loss.code is None and self._bound.compiled:
+            raise ValueError(
+                f"elementwise_loss={loss.name!r} is for RankOne and scipy operators: the kernels of "
+                f"{type(self).__name__} know losses of the residual alone, like ('truncated', delta)"
+            )
+        return self._bound(self, backend, y, weights, loss, np.dtype(dtype), width, batch)
 
     @property
     def _bound(self):
@@ -132,6 +143,9 @@ class Operator:
 
 class Bound:
     """An operator with its data. The base class works for every operator, through the full matrix."""
+
+    # Whether the loss goes to kernels by its code, so that it must have one.
+    compiled = False
 
     def __init__(self, operator, backend, y, weights, loss, dtype, width=None, batch=1):
         self.operator, self.backend, self.loss, self.dtype = operator, backend, loss, dtype
@@ -207,16 +221,16 @@ class Bound:
 
     def psi(self, predictions):
         """Return w psi(prediction - y), shape (B, m): what the adjoint is applied to."""
-        g = self.loss.psi(predictions - self.y)
+        g = self.loss.psi(predictions - self.y, self.y)
         return g if self.weights is None else g * self.weights
 
     def losses(self, p, qt):
         """Return sum w rho(A(P Q) - y), shape (B,), float64: a forward pass alone."""
-        return self._weighted_sum(self.loss.rho(self.forward(p, qt) - self.y))
+        return self._weighted_sum(self.loss.rho(self.forward(p, qt) - self.y, self.y))
 
     def null_losses(self):
-        """Return sum w rho(y), the loss of W = 0: shape (1,) or (B,), float64."""
-        return self._weighted_sum(self.loss.rho(self.y))
+        """Return sum w rho(-y), the loss of W = 0: shape (1,) or (B,), float64."""
+        return self._weighted_sum(self.loss.rho(-self.y, self.y))
 
     def weight_sums(self):
         """Return sum w (m without weights), shape (1,) or (B,), float64: the divisor of a mean."""
@@ -260,8 +274,9 @@ class Bound:
         return array[0 if len(array) == 1 else b]
 
     def _loss_and_psi(self, b, prediction):
-        r = prediction - self._row(self.y, b)
-        rho, psi = self.loss.rho(r), self.loss.psi(r)
+        y = self._row(self.y, b)
+        r = prediction - y
+        rho, psi = self.loss.rho(r, y), self.loss.psi(r, y)
         if self.weights is None:
             return rho.sum(dtype=np.float64), psi
         w = self._row(self.weights, b)

@@ -1,15 +1,18 @@
 """Descent on the factors: ``solve``."""
 
+import warnings
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 import numpy as np
 
 from fastdmf.backend import compile_clock, get_backend, thread_limits
-from fastdmf.chain import INITS, Layout, imbalance, initial_factors
+from fastdmf.chain import INITS, Layout, initial_factors
 from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_real, check_seed
-from fastdmf.engine import Solution, Stop, drive, singular_values, warn_unless_success
+from fastdmf.diagnostics import Tracker, as_track, as_truth
+from fastdmf.engine import SettingWarning, Solution, Stop, drive, warn_unless_success
+from fastdmf.forecast import forecast_data, forecast_rule, forecast_truth
 from fastdmf.losses import as_loss
 from fastdmf.operators import Operator, as_operator
 from fastdmf.penalties import as_penalties
@@ -18,8 +21,8 @@ from fastdmf.rules import as_rule
 
 __all__ = ["solve"]
 
-_TRACKS = ("singular_values", "nuclear_norm", "effective_rank", "imbalance")
-_N_SINGULAR_VALUES = 10
+# ||truth - truth^T||_F / ||truth||_F up to which it is rounding, of float32 too.
+_SYMMETRIC = 1e-5
 
 
 def solve(
@@ -80,12 +83,15 @@ def solve(
     init_scale : float
         End-to-end scale alpha: E ||W||_F^2 = alpha^2 n1; per-factor standard deviation alpha^(1/N) / sqrt(d_{j-1}).
     rule : str or Rule
-        ``"auto"`` (nothing to tune), ``"gd"``, ``"momentum"``, ``"nesterov"``, ``"group_rmsprop"``, ``"adam"``, or an
-        object of :mod:`fastdmf.rules` with settings.
+        ``"auto"`` (nothing to tune), ``"gd"``, ``"momentum"``, ``"nesterov"``, ``"group_rmsprop"``, ``"adam"``,
+        ``"flow"`` (gradient flow), ``"normalised"``, ``"subgradient"``, ``"scaled"`` and ``"preconditioned"`` (depth 2
+        and symmetric), ``"mirror"`` (depth 1), ``"rescaled"`` (quadratic networks), or an object of
+        :mod:`fastdmf.rules` with settings.
     loss : {"mse", "mse/2", "sse", "sse/2"}
         Normalisation c = 1/sum w, 1/(2 sum w), 1, 1/2. Papers differ, and a learning rate means nothing without it.
     elementwise_loss : str or tuple
-        ``"squared"``, ``"absolute"``, ``("huber", delta)`` or ``("truncated", delta)``.
+        ``"squared"``, ``"absolute"``, ``("huber", delta)``, ``("truncated", delta)``, or, for :class:`RankOne` and
+        scipy operators, ``("truncated_prediction", delta)``.
     l2 : float
     penalty : object or sequence of objects of :mod:`fastdmf.penalties`, optional
         Added to the objective: ``GradientNorm(weight)``, ``NuclearRatio(weight)``.
@@ -95,11 +101,10 @@ def solve(
         Stop when sum w rho(r) / sum w rho(y) <= tol (for squared loss sum w r^2 / sum w y^2).
     check_every : int, optional
         Steps between records and stop tests. Default 1 for ``"auto"``, 10 for the others.
-    track : sequence of str
-        Of ``"singular_values"`` (the 10 largest), ``"nuclear_norm"``, ``"effective_rank"``, ``"imbalance"``: added to
-        every record, at the cost of a singular value decomposition there.
-    truth : array of shape (n1, n2), optional
-        Adds ``"error"``, ||W - truth||_F^2 / ||truth||_F^2, to the records.
+    track : str, or sequence of str and :class:`fastdmf.diagnostics.Entries`
+        What else to record; see Notes.
+    truth : array of shape (n1, n2), or (B, n1, n2) with one for each slice, optional
+        Adds ``"error"``, ||W - truth||_F^2 / ||truth||_F^2, to the records. Symmetric if the chain is.
     validation : float or array of int, optional
         Fraction of the measurements, or their indices, held out from the fit: their mean loss is recorded as
         ``"validation"``, the factors with the lowest one are returned, and the run stops ``patience`` evaluations
@@ -119,7 +124,8 @@ def solve(
     random_state : int or sequence of int, optional
         Seed; B seeds make a batch of B runs that share the operator. None draws a fresh one.
     on_failure : {"warn", "ignore"}
-        What to do when a run ends neither converged nor early stopped nor by the callback; its status says so anyway.
+        What to do when a run ends neither converged nor early stopped nor by the callback (its status says so anyway),
+        or when the settings show beforehand that it cannot do what is asked.
 
     Returns
     -------
@@ -137,11 +143,33 @@ def solve(
     -----
     SolveWarning
         If the run fails in that sense and ``on_failure="warn"``.
+    SettingWarning
+        Before the run, if ``on_failure="warn"``: a fixed step beyond the limit of stability, or one that ends on the
+        plateau of the start; a chain that cannot become ``truth`` (too narrow, the other sign of the determinant,
+        negative eigenvalues); measurements of which a symmetric W sees only a part, or cannot meet both of a pair.
 
     Notes
     -----
     A run with one seed gives the same bits every time and for any number of threads. A start that is so small that its
     updates are rounded away in float32 is refused.
+
+    What ``track`` knows; s are the singular values of W, and what needs all of them costs a decomposition a record:
+
+    - ``"singular_values"``: the 10 largest.
+    - ``"top_singular_values"``: the same to about 1e-3 of each (or 1e-9 of the largest) by subspace iteration from
+      record to record, which takes a few thin products; for widths up to 100 by the decomposition, which is as quick.
+    - ``"nuclear_norm"``: sum s. ``"effective_rank"``: exp(-sum p log p) with p = s / sum s.
+    - ``"schatten"``: sum s^(2/N), which is sum_j ||W_j||_F^2 / N at balance.
+    - ``"imbalance"``: max_j ||W_{j+1}^T W_{j+1} - W_j W_j^T||_F / ||W_j||_F^2.
+    - ``"alignment_diagonal"``, ``"alignment_offdiagonal"``: mean and standard deviation of the absolute values on and
+      off the diagonal of U^T G V, where W = U S V^T and G is the gradient of the loss there (figure 3 of [1]_).
+      Forms n1 x n2 matrices.
+    - ``("entries", rows, cols)``: the values of W there, recorded as ``"entries"``.
+    - ``"subspace_angle"``, ``"error_norm"``, ``"signal_min"``, for a symmetric chain with ``truth`` = U* U*^T: signal
+      Z_t = P_{S_t} U_t and error E_t = U_t - Z_t of the proof in [2]_ (section 3; S_t starts as span(U*) and moves with
+      the descent). The sine of the largest principal angle between S_t and span(U*), ||E_t||_2, and the smallest
+      singular value of Q^T Z_t with an orthonormal basis Q of span(U*). From a start U_0 narrower than W, S_t is not
+      determined: there it stays span(U*), and the angle is that of the leading left singular vectors of U_t.
 
     References
     ----------
@@ -184,8 +212,11 @@ def solve(
     if on_failure not in ("warn", "ignore"):
         raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
     penalties = as_penalties(penalty)
-    track = _check_track(track)
-    truth = _check_truth(truth, operator.shape)
+    track = as_track(track, operator.shape)
+    truth_given, truth = truth, as_truth(truth, operator.shape)
+
+    if symmetric and truth is not None:
+        _check_symmetric(truth)
 
     seeds, several_seeds = _check_seeds(random_state)
     given = None if factors is None else _check_factors(factors, operator.shape, symmetric)
@@ -195,6 +226,7 @@ def solve(
         "weights": len(weights) if weights is not None and weights.ndim == 2 else None,
         "factors": len(given[0]) if given is not None and given[0].ndim == 3 else None,
         "random_state": len(seeds) if several_seeds else None,
+        "truth": len(truth) if np.ndim(truth_given) == 3 else None,
     }
     batch, batched = _batch_size(sizes)
     if len(seeds) == 1:
@@ -231,8 +263,15 @@ def solve(
             else:
                 start = [w if w.ndim == 2 else w[b] for w in given]
             layout.write(x, start, b)
-        process = _Descent(problem, rule, x, monitor, track, truth)
+        process = _Descent(problem, rule, x, monitor, Tracker(track, truth, problem, x))
         _check_start(process, rule, init_scale, given is not None)
+        if on_failure == "warn":
+            start = None if given is not None else float(init_scale)
+            told = forecast_truth(layout, truth, layout.factors(x))
+            told += forecast_rule(problem, rule, x, operator, weights, start, max_iter)
+            told += forecast_data(operator, y, weights) if symmetric else []
+            for sentence in told:
+                warnings.warn(sentence, SettingWarning, stacklevel=2)
         stop = Stop(
             max_iter=max_iter,
             check_every=check_every,
@@ -268,8 +307,7 @@ class _Descent:
     rule: object
     x: np.ndarray
     monitor: object
-    track: tuple
-    truth: object
+    tracker: Tracker
 
     def __post_init__(self):
         self.n_eval = 1
@@ -298,35 +336,7 @@ class _Descent:
         if self.monitor is not None:
             p, qt = problem.halves(state.x)
             values["validation"] = self.monitor.losses(p, qt) / self.monitor.weight_sums()
-        if self.truth is not None or self.track:
-            values.update(self._tracked())
-        return values
-
-    def _tracked(self):
-        """Return the quantities that need the product or its singular values."""
-        values = {}
-        factors = self.problem.layout.factors(self.state.x)
-        p, qt = self.problem.halves(self.state.x)
-        if self.truth is not None:
-            error = [
-                np.sum((left.astype(np.float64) @ right.T.astype(np.float64) - self.truth) ** 2)
-                for left, right in zip(p, qt)
-            ]
-            values["error"] = np.array(error) / np.sum(self.truth**2)
-        if "imbalance" in self.track:
-            values["imbalance"] = imbalance(factors)
-        if set(self.track) - {"imbalance"}:
-            s = singular_values(p, qt.swapaxes(1, 2))
-            total = s.sum(axis=1)
-            if "singular_values" in self.track:
-                values["singular_values"] = s[:, :_N_SINGULAR_VALUES]
-            if "nuclear_norm" in self.track:
-                values["nuclear_norm"] = total
-            if "effective_rank" in self.track:
-                share = s / np.where(total > 0, total, 1)[:, None]
-                logs = np.log(share, out=np.zeros_like(share), where=share > 0)
-                values["effective_rank"] = np.exp(-(share * logs).sum(axis=1))
-        return values
+        return values | self.tracker.record(problem, state.x)
 
     def keep_best(self, slices):
         if self.best is None:
@@ -347,6 +357,7 @@ class _Descent:
             self.best = self.best[keep]
         if self.monitor is not None:
             self.monitor = self.monitor.take(keep)
+        self.tracker.take(keep)
         self.problem = self.problem.take(keep)
 
     def factors(self):
@@ -354,11 +365,14 @@ class _Descent:
 
     def snapshot(self):
         state = {f.name: getattr(self.state, f.name) for f in fields(self.state)}
-        return {"n_eval": self.n_eval, "result": self.result, "best": self.best, "state": state}
+        kept = {"n_eval": self.n_eval, "result": self.result, "best": self.best}
+        # The last record is made again.
+        return {**kept, "block": self.tracker.block_before, "state": state}
 
     def resume(self, snapshot, active):
         self.take(active)
         self.n_eval, self.result, self.best = (snapshot[name] for name in ("n_eval", "result", "best"))
+        self.tracker.block = snapshot["block"]
         for name, value in snapshot["state"].items():
             if isinstance(value, np.ndarray):
                 value = self._aligned(value)
@@ -401,23 +415,16 @@ def _check_start(process, rule, init_scale, given):
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _check_track(track):
-    track = (track,) if isinstance(track, str) else tuple(track)
-    unknown = [name for name in track if name not in _TRACKS]
-    if unknown:
-        raise ValueError(f"track knows {', '.join(_TRACKS)}; got {unknown}")
-    return track
-
-
-def _check_truth(truth, shape):
-    if truth is None:
-        return None
-    truth = check_real("truth", truth, (2,)).astype(np.float64)
-    if truth.shape != shape:
-        raise ValueError(f"truth has shape {truth.shape}, the operator's matrix {shape}")
-    if not truth.any():
-        raise ValueError("truth is zero everywhere: a relative error needs a scale")
-    return truth
+def _check_symmetric(truth):
+    """Refuse a truth that no symmetric W can be."""
+    if truth.shape[1] != truth.shape[2]:
+        return  # the layout says so
+    gaps = np.linalg.norm(truth - truth.swapaxes(1, 2), axis=(1, 2)) / np.linalg.norm(truth, axis=(1, 2))
+    if gaps.max() > _SYMMETRIC:
+        raise ValueError(
+            f"truth is not symmetric, ||truth - truth^T|| is {gaps.max():.2g} of its norm, and W = U U^T is: pass "
+            "(truth + truth.T) / 2, or symmetric=False"
+        )
 
 
 def _check_seeds(random_state):

@@ -15,11 +15,15 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["History", "Process", "Progress", "Solution", "SolveWarning", "Status", "drive"]
+__all__ = ["History", "Process", "Progress", "SettingWarning", "Solution", "SolveWarning", "Status", "drive"]
 
 
 class SolveWarning(RuntimeWarning):
     """A run that ended without doing what was asked; the text is the status' sentence."""
+
+
+class SettingWarning(SolveWarning):
+    """Settings with which a run cannot do what is asked, told before it starts; the text says what to change."""
 
 
 class Status(Enum):

@@ -36,14 +36,14 @@ _LOG_EVERY = 20
 
 
 def check_settings(estimator, solvers=("auto", "descent")):
-    """Check the settings that the solvers do not see.
+    """Check the settings that the solvers do not see; ``solvers`` is None for an estimator without that choice.
 
     Raises
     ------
     ValueError
         Naming the parameter.
     """
-    if estimator.solver not in solvers:
+    if solvers is not None and estimator.solver not in solvers:
         raise ValueError(f"solver must be {' or '.join(map(repr, solvers))}, got {estimator.solver!r}")
     fraction = estimator.validation_fraction
     number = isinstance(fraction, Real) and not isinstance(fraction, bool)
@@ -117,7 +117,21 @@ def start_factors(estimator, shape, unit, symmetric=False):
     return [w / unit ** (1 / depth) for w in factors]
 
 
-def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale, seed, symmetric=False, weights=None):
+def descend(
+    estimator,
+    operator,
+    y,
+    *,
+    depth,
+    width,
+    held_out,
+    start,
+    init_scale,
+    seed,
+    symmetric=False,
+    weights=None,
+    elementwise_loss="squared",
+):
     """Run ``solve`` with the estimator's settings; an unsuccessful end is left to :func:`set_fitted` to report."""
     return solve(
         operator,
@@ -127,6 +141,7 @@ def descend(estimator, operator, y, *, depth, width, held_out, start, init_scale
         width=width,
         factors=start,
         symmetric=symmetric,
+        elementwise_loss=elementwise_loss,
         init_scale=init_scale,
         rule=estimator.rule,
         max_iter=estimator.max_iter,

@@ -140,6 +140,7 @@ class EntryMask(Operator):
 class _BoundMask(Bound):
     """Observed entries: sparse kernels on padded rows, or the dense route where the mask is dense."""
 
+    compiled = True
     # Ranges of columns that threads take in turn.
     _COLUMN_RANGES = 16
     # Cells of a dense mask under which the parallel region costs more than it saves.
@@ -273,7 +274,7 @@ class _BoundMask(Bound):
     # Sums over the data in sorted order, so that no bit depends on the order in which the entries were given.
 
     def null_losses(self):
-        rho = self.loss.rho(self._y)  # zero where y is padded with zeros
+        rho = self.loss.rho(-self._y, self._y)  # zero where y is padded with zeros
         return (rho if self._w is None else rho * self._w).sum(axis=1, dtype=np.float64)
 
     def weight_sums(self):
@@ -303,7 +304,8 @@ class _BoundMask(Bound):
         m = self.operator.size
         if max(*self.operator.shape, p.shape[2]) <= _SMALL:
             return self._small_losses(p, qt)
-        rho = self.loss.rho(self._forward_sorted(p, qt) - self._y[:, :m])
+        y = self._y[:, :m]
+        rho = self.loss.rho(self._forward_sorted(p, qt) - y, y)
         if self._w is not None:
             rho = rho * self._w[:, :m]
         return rho.sum(axis=1, dtype=np.float64)

@@ -128,6 +128,7 @@ class GaussianDense(Operator):
 class _BoundGaussian(Bound):
     """Dense measurements: the fused kernel, which shares one read of A among the batch."""
 
+    compiled = True
     # Row ranges with a gradient of their own, added in order: the same bits for any number of threads.
     _N_RANGES = 8
     # Multiply-adds under which the parallel region costs more than it saves.
@@ -185,7 +186,7 @@ class RankOne(Operator):
     ----------
     a : array of shape (m, n1)
     b : array of shape (m, n2), optional
-        Default ``a``: x_i^T X x_i, the quadratic networks of Li, Ma and Zhang 2018 (section 5) and phase retrieval.
+        Default ``a``: x_i^T X x_i, the quadratic networks of Li, Ma and Zhang 2018 and phase retrieval.
 
     Raises
     ------
@@ -195,7 +196,7 @@ class RankOne(Operator):
     Notes
     -----
     A(P Q)_i = sum_h (a P)_ih (b Q^T)_ih; G Q^T = a^T (g o b Q^T): 4 m (n1 + n2) h flops an evaluation and no
-    n1 x n2 matrix.
+    n1 x n2 matrix; half of them for U U^T with b = a, where both products are one.
     """
 
     def __init__(self, a, b=None):
@@ -237,24 +238,43 @@ class _BoundRankOne(Bound):
         self._a = np.ascontiguousarray(operator.a, dtype)
         self._b = self._a if operator.b is operator.a else np.ascontiguousarray(operator.b, dtype)
 
+    def _products(self, p, qt, keep=False):
+        """Return (a P, b Q^T), one array where they are one product; with ``keep`` in scratch memory."""
+
+        def product(name, a, x):
+            return np.matmul(a, x, out=self._buffer(name, (len(x), len(a), x.shape[2])) if keep else None)
+
+        ap = product("ap", self._a, p)
+        return ap, ap if qt is p and self._b is self._a else product("bq", self._b, qt)
+
     def forward(self, p, qt):
-        return np.einsum("bmh,bmh->bm", self._a @ p, self._b @ qt)
+        return np.einsum("bmh,bmh->bm", *self._products(p, qt))
 
     def pull(self, r, p, qt):
-        r = r[:, :, None]
-        return self._a.T @ (r * (self._b @ qt)), self._b.T @ (r * (self._a @ p))
+        gp, gqt = np.empty_like(p), np.empty_like(qt)
+        self._pull(r, *self._products(p, qt), gp, gqt)
+        return gp, gqt
+
+    def _pull(self, r, ap, bq, gp, gqt):
+        """Write a^T (r o b Q^T) and b^T (r o a P); the products are overwritten."""
+        bq *= r[:, :, None]
+        np.matmul(self._a.T, bq, out=gp)
+        if bq is ap:
+            gqt[:] = gp
+            return
+        ap *= r[:, :, None]
+        np.matmul(self._b.T, ap, out=gqt)
 
     def loss_and_pull(self, p, qt, gp, gqt, probe=None):
-        ap, bq = self._a @ p, self._b @ qt
+        ap, bq = self._products(p, qt, keep=True)
         predictions = np.einsum("bmh,bmh->bm", ap, bq)
         r = self.psi(predictions)
-        np.matmul(self._a.T, r[:, :, None] * bq, out=gp)
-        np.matmul(self._b.T, r[:, :, None] * ap, out=gqt)
+        self._pull(r, ap, bq, gp, gqt)
         if probe is not None:
             u, v = probe
             gv, gu = self.pull(r, u[:, :, None], v[:, :, None])
             u[:], v[:] = gv[:, :, 0], gu[:, :, 0]
-        return self._weighted_sum(self.loss.rho(predictions - self.y))
+        return self._weighted_sum(self.loss.rho(predictions - self.y, self.y))
 
 
 class _Linear(Operator):

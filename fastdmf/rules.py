@@ -6,7 +6,12 @@ import numpy as np
 
 from fastdmf.auto import Auto
 from fastdmf.flow import Flow
+from fastdmf.mirror import MirrorDescent
+from fastdmf.normalised import NormalisedGD
+from fastdmf.rescaled import RescaledGradientDescent
 from fastdmf.rule import Rule, State, start
+from fastdmf.scaled import PreconditionedGD, ScaledGD
+from fastdmf.subgradient import Subgradient
 
 __all__ = [
     "RULES",
@@ -15,9 +20,15 @@ __all__ = [
     "Flow",
     "GradientDescent",
     "GroupRMSprop",
+    "MirrorDescent",
     "Momentum",
     "Nesterov",
+    "NormalisedGD",
+    "PreconditionedGD",
+    "RescaledGradientDescent",
     "Rule",
+    "ScaledGD",
+    "Subgradient",
     "as_rule",
 ]
 
@@ -203,6 +214,12 @@ RULES = {
     "group_rmsprop": GroupRMSprop,
     "adam": Adam,
     "flow": Flow,
+    "scaled": ScaledGD,
+    "preconditioned": PreconditionedGD,
+    "mirror": MirrorDescent,
+    "subgradient": Subgradient,
+    "normalised": NormalisedGD,
+    "rescaled": RescaledGradientDescent,
 }
 
 

@@ -201,6 +201,7 @@ class _Drawing:
 class _BoundSeeded(Bound):
     """Seeded measurements: the fused kernel, which shares what it draws among the batch."""
 
+    compiled = True
     _drawing = None
 
     def _for(self, batch):

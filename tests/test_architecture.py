@@ -16,14 +16,14 @@ LAYERS = [
     {"contract", "chain"},
     {"masks", "seeded"},
     {"operators"},
-    {"problem", "penalties"},
+    {"problem", "second_order", "symmetry"},
     {"rule"},
-    {"auto", "flow"},
+    {"auto", "flow", "rescaled", "scaled", "mirror", "subgradient", "normalised"},
     {"rules"},
     {"engine"},
     {"checkpoint", "checks", "mask_features", "row_models", "row_neighbours", "factor_model", "ids"},
-    {"entries", "mean_model"},
-    {"alternating", "covariance", "tangent"},
+    {"entries", "mean_model", "penalties", "diagnostics", "theory", "spectral"},
+    {"alternating", "covariance", "tangent", "forecast"},
     {"continuation"},
     {"descent", "variational"},
     {"noisy_fit"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"fitting"},
     {"entry_kfold"},
     {"row_fits"},
-    {"imputer", "sensing", "completer"},
+    {"imputer", "sensing", "completer", "quadratic"},
     {"demo", "warmup"},
     {"cli"},
 ]
@@ -39,7 +39,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The loop drives any solver, so it knows none, although it stands above their parts.
 FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract", "masks", "operators", "losses"}}
 MAY_IMPORT = {
-    "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "demo"},
+    "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "demo"},
     "cupy": {"backend", "kernels"},
     "matplotlib": {"demo"},
 }

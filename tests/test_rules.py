@@ -19,6 +19,8 @@ from fastdmf.rules import (
     GroupRMSprop,
     Momentum,
     Nesterov,
+    NormalisedGD,
+    Subgradient,
     as_rule,
 )
 
@@ -82,7 +84,16 @@ def test_three_steps_by_hand(name, rng, backend):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("rule", [GradientDescent(lr=0.002), GroupRMSprop(lr=0.02), Auto(accelerate=False)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        GradientDescent(lr=0.002),
+        GroupRMSprop(lr=0.02),
+        Auto(accelerate=False),
+        NormalisedGD(lr=0.02),
+        Subgradient(lr=0.002, schedule="geometric"),
+    ],
+)
 def test_balancedness_identity(rule, name, rng, backend):
     """D_j(t+1) = D_j(t) + eta^2 (grad_{j+1}^T grad_{j+1} - grad_j grad_j^T): exact for any scalar step."""
     problem, x = _setup(rng, backend, name, dims=(7, 6, 8, 5, 9))

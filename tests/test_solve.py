@@ -145,7 +145,7 @@ def test_symmetric_sensing_recovers(rng):
     d, r = 20, 2
     u = rng.standard_normal((d, r))
     truth = u @ u.T / np.linalg.norm(u @ u.T, 2)
-    op = fastdmf.GaussianDense(rng.standard_normal((5 * d * r, d, d)))
+    op = fastdmf.symmetric_part(fastdmf.GaussianDense(rng.standard_normal((5 * d * r, d, d))))
     solution = fastdmf.solve(
         op, op.apply(truth), symmetric=True, init="orthogonal", init_scale=1e-6, random_state=0, truth=truth, tol=1e-8
     )
