@@ -19,7 +19,7 @@ from fastdmf.penalties import as_penalties
 from fastdmf.problem import NORMALISATIONS, Problem
 from fastdmf.rules import as_rule
 
-__all__ = ["solve"]
+__all__ = ["chain_layout", "solve"]
 
 # ||truth - truth^T||_F / ||truth||_F up to which it is rounding, of float32 too.
 _SYMMETRIC = 1e-5
@@ -220,7 +220,7 @@ def solve(
 
     seeds, several_seeds = _check_seeds(random_state)
     given = None if factors is None else _check_factors(factors, operator.shape, symmetric)
-    layout = _layout(operator.shape, depth, width, symmetric, given)
+    layout = chain_layout(operator.shape, depth, width, symmetric, given)
     sizes = {
         "y": len(y) if y.ndim == 2 else None,
         "weights": len(weights) if weights is not None and weights.ndim == 2 else None,
@@ -466,7 +466,7 @@ def _check_factors(factors, shape, symmetric):
     return factors
 
 
-def _layout(shape, depth, width, symmetric, given):
+def chain_layout(shape, depth=None, width=None, symmetric=False, given=None):
     """Return the chain's layout from the arguments, or from the given factors."""
     n1, n2 = shape
     if symmetric:

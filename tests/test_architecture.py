@@ -26,7 +26,7 @@ LAYERS = [
     {"alternating", "covariance", "tangent", "forecast"},
     {"continuation"},
     {"descent", "variational"},
-    {"noisy_fit"},
+    {"noisy_fit", "sweeps"},
     {"recovery"},
     {"fitting"},
     {"entry_kfold"},
