@@ -40,7 +40,7 @@ def run(quick):
             logged.append((progress.values["loss"], abs(w[0, 0]), np.linalg.det(w)))
             return progress.values["loss"] <= final
 
-        options = {"loss": "sse/2", "rule": GradientDescent(lr=3e-3), "max_iter": 6_000_000, "check_every": 1000}
+        options = {"loss": "sse/2", "rule": GradientDescent(lr=3e-3), "max_iter": 6_000_000, "check_every": 100}
         fastdmf.solve(mask, y, factors=start(alpha, seed), callback=log, tol=1e-12, **options)
         loss, entry, determinant = np.array(logged).T
         low = loss < 0.5

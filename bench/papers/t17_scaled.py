@@ -12,14 +12,14 @@ ORIGIN = "plain NumPy run, listed; 3 steps or 5 %"
 
 
 def steps_to(levels, errors):
-    """Return the first iteration at or below each level, NaN where it is not reached."""
-    return [int(np.argmax(errors <= level)) if (errors <= level).any() else np.nan for level in levels]
+    """Return the first iteration at or below each level, infinite where it is not reached."""
+    return [int(np.argmax(errors <= level)) if (errors <= level).any() else np.inf for level in levels]
 
 
 def run(quick):
     """Count steps at three condition numbers."""
     result = Experiment()
-    n, rank, share = (200, 3, 0.3) if quick else (1000, 10, 0.2)
+    n, rank, share = (400, 3, 0.3) if quick else (1000, 10, 0.2)
     made, axes = figure(1)
     for kappa in (1, 5, 20):
         counts, slow = [], []
@@ -45,9 +45,9 @@ def run(quick):
         counts = np.array(counts)
         for k, (level, listed) in enumerate(LEVELS.items()):
             quantity = f"kappa {kappa}: ScaledGD, steps to {level:g}"
-            if quick:
-                result.add(quantity, counts[:, k], *band("t17_quick", f"kappa {kappa} steps to {level:g}"), "plain.py")
-            else:
+            limits = band("t17_quick" if quick else "t17", f"kappa {kappa} steps to {level:g}")
+            result.add(quantity, counts[:, k], *limits, "plain.py")
+            if not quick:
                 slack = max(3, 0.05 * listed)
                 result.add(quantity, counts[:, k], listed - slack, listed + slack, ORIGIN)
         if kappa == 20 and not quick:
