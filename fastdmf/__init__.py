@@ -33,6 +33,7 @@ The map of the package (imports go only downwards in this list)::
     entry_kfold  EntryKFold: cross-validation over entries
     imputer, sensing, completer, quadratic   DMFImputer, DMFSensing, DMFCompleter, DMFQuadratic: the scikit-learn
                  estimators
+    display      pictures of runs, sweeps and completed matrices, by matplotlib
     demo, warmup, cli    the ``fastdmf`` command
 
 Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
@@ -56,6 +57,11 @@ _HOME = {
     "spectral_factors": "spectral",
     "symmetric_part": "symmetry",
     "vbmf": "variational",
+    "EffectiveRankDisplay": "display",
+    "ErrorDisplay": "display",
+    "InpaintingDisplay": "display",
+    "PhaseTransitionDisplay": "display",
+    "SingularValuesDisplay": "display",
     "DMFCompleter": "completer",
     "DMFImputer": "imputer",
     "DMFQuadratic": "quadratic",

@@ -21,6 +21,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from fastdmf.backend import thread_limits
+from fastdmf.display import InpaintingDisplay
 from fastdmf.engine import Status
 from fastdmf.imputer import DMFImputer
 
@@ -134,22 +135,13 @@ def draw(truth, observed, filled, title):
     truth, observed, filled : ndarray of shape (n1, n2)
     title : str
     """
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    figure = Figure(figsize=(11, 9), layout="compressed")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    error = filled - truth
-    # The largest errors are few: the scale ends where all but a hundredth of the hidden cells lie within.
-    limit = float(np.quantile(np.abs(error[np.isnan(observed)]), 0.99)) or 1.0
-    panels = [("truth", truth), ("observed (white: hidden)", observed), ("filled by DMFImputer", filled)]
-    for axis, (name, values) in zip(axes.flat, panels):
-        image = axis.imshow(values, cmap="viridis", vmin=truth.min(), vmax=truth.max(), interpolation="nearest")
-        axis.set_title(name)
-    figure.colorbar(image, ax=axes[:, 0], label="elevation [m]", location="left", shrink=0.6)
-    last = axes[1, 1]
-    image = last.imshow(error, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-    last.set_title("error: filled - truth")
-    figure.colorbar(image, ax=axes[:, 1], label="error [m]", location="right", extend="both", shrink=0.6)
+    # The errors stand below what was filled in, and what was observed below the truth.
+    axes = [figure.add_subplot(2, 2, place) for place in (1, 3, 2, 4)]
+    display = InpaintingDisplay(observed, {"filled by DMFImputer": filled}, truth=truth)
+    display.plot(axes, errors=True, label="elevation", unit="m")
     return figure
 
 

@@ -32,6 +32,7 @@ LAYERS = [
     {"entry_kfold"},
     {"row_fits"},
     {"imputer", "sensing", "completer", "quadratic"},
+    {"display"},
     {"demo", "warmup"},
     {"cli"},
 ]
@@ -41,7 +42,7 @@ FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract",
 MAY_IMPORT = {
     "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "demo"},
     "cupy": {"backend", "kernels"},
-    "matplotlib": {"demo"},
+    "matplotlib": {"demo", "display"},
 }
 
 

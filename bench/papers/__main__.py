@@ -3,7 +3,8 @@
     python -m bench.papers                  # all, in the papers' sizes
     python -m bench.papers --quick          # all, in sizes that take seconds; bands from plain NumPy runs
     python -m bench.papers t1 t5            # some
-    python -m bench.papers --table          # what is kept, as a Markdown table
+    python -m bench.papers --table          # what is kept, as a Markdown table, without running anything
+    python -m bench.papers --summary        # a line an experiment
 
 Ends with code 1 if a row is outside its band.
 """
@@ -23,7 +24,7 @@ import numpy as np
 
 import bench.papers
 import fastdmf
-from bench.papers.harness import markdown, print_rows
+from bench.papers.harness import markdown, print_rows, summary
 from fastdmf.engine import SolveWarning
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -47,12 +48,12 @@ def run(name, module, quick, folder):
     """Run one experiment; return its lines, and write its figure if there is a folder."""
     script = importlib.import_module(module)
     print(f"\n{name.upper()} {script.TITLE}", flush=True)
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     with warnings.catch_warnings():
         # Many of these runs stop at a fixed number of steps, as the papers' do; their results say what they reached.
         warnings.simplefilter("ignore", SolveWarning)
         result = script.run(quick)
-    seconds = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
+    seconds = time.perf_counter() - begin
     about = {"machine": f"{platform.machine()}, numpy {np.__version__}, fastdmf {fastdmf.__version__}"}
     lines = [
         {
@@ -64,13 +65,13 @@ def run(name, module, quick, folder):
             "measured": row.measured,
             "value": row.value,
             "within": row.within,
-            **{key: round(value, 2) for key, value in seconds.items()},
+            "seconds": round(seconds, 2),
             **about,
         }
         for row in result.rows
     ]
     print_rows(name, lines)
-    print(f"  {seconds['seconds']:.1f} s, {seconds['cpu_seconds']:.1f} CPU s")
+    print(f"  {seconds:.1f} s")
     if folder is not None and result.figure is not None:
         folder.mkdir(parents=True, exist_ok=True)
         result.figure.savefig(folder / f"{name}.png")
@@ -84,12 +85,14 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds")
     parser.add_argument("--table", action="store_true", help="print the kept lines as Markdown and run nothing")
+    parser.add_argument("--summary", action="store_true", help="print a line an experiment of what is kept")
     parser.add_argument("--no-keep", action="store_true", help="leave the kept lines and figures alone")
     args = parser.parse_args()
     form = "papers-quick" if args.quick else "papers"
     path = RESULTS / f"{form}.jsonl"
-    if args.table:
-        print(markdown([json.loads(line) for line in path.read_text().splitlines()]))
+    if args.table or args.summary:
+        kept = [json.loads(line) for line in path.read_text().splitlines()]
+        print(summary(kept) if args.summary else markdown(kept))
         return 0
     unknown = set(args.names) - set(known)
     if unknown:

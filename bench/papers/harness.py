@@ -1,12 +1,13 @@
 """What the experiments share: measured quantities with their bands, the table, the lines that are kept."""
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Experiment", "Row", "band", "figure", "markdown", "print_rows"]
+__all__ = ["Experiment", "Row", "band", "figure", "markdown", "print_rows", "summary"]
 
 _BANDS = Path(__file__).parent / "bands.json"
 
@@ -113,4 +114,14 @@ def markdown(lines):
     """Return kept lines as a Markdown table."""
     out = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
     out += ["| " + " | ".join(_cells(line["experiment"], line)) + " |" for line in lines]
+    return "\n".join(out)
+
+
+def summary(lines):
+    """Return a Markdown table with a line an experiment: how many quantities are within, and what it took."""
+    out = ["| | experiment | quantities within their bands | seconds |", "|---|---|---|---|"]
+    for name, group in itertools.groupby(lines, key=lambda line: line["experiment"]):
+        group = list(group)
+        within = sum(line["within"] for line in group)
+        out.append(f"| {name} | {group[0]['title']} | {within} of {len(group)} | {group[0]['seconds']:.0f} |")
     return "\n".join(out)

@@ -98,6 +98,7 @@ def completion(cases, n, rank, count, seeds=3):
             w, steps = group_rmsprop(start, mask_loss(mask.reshape(n, n), truth))
             error = np.sum((w - truth) ** 2) / np.sum(truth**2)
             found = {"error": error, "effective_rank": effective_rank(w), "iterations": steps}
+            found["nuclear_norm"] = np.linalg.norm(w, "nuc") / np.linalg.norm(truth, "nuc")
             for key, value in found.items():
                 kind = "error" if key == "error" else "count"
                 out.setdefault(f"{name} {key}", (kind, []))[1].append(value)
@@ -114,6 +115,10 @@ def t1_quick():
 
 def t2_quick():
     return completion([(d, 1e-3, f"depth {d}") for d in (2, 3)], 50, 3, 1600)
+
+
+def t3():
+    return completion([(2, a, f"depth 2 alpha {a:g}") for a in (1e-3, 1e-4, 1e-5, 1e-6)], 100, 5, 2000)
 
 
 def t3_quick():
@@ -361,7 +366,7 @@ def t17_quick():
     return scaled_steps(400, 3, 0.3, 5)
 
 
-KEYS = (t1, t1_quick, t2_quick, t3_quick, t4_quick, t5, t5_quick, t7_quick, t8_quick, t9, t10, t11_quick, t14, t17)
+KEYS = (t1, t1_quick, t2_quick, t3, t3_quick, t4_quick, t5, t5_quick, t7_quick, t8_quick, t9, t10, t11_quick, t14, t17)
 KEYS += (t17_quick,)
 
 
