@@ -20,7 +20,7 @@ The map of the package (imports go only downwards in this list)::
     diagnostics, theory, forecast   what a run can record; closed forms to call before it; warnings from them
     spectral     a start for descent from the data's leading singular vectors
     descent      solve(...)
-    sweeps       sweep(...): a grid of descents
+    sweeps, sweep_table   sweep(...): a grid of descents, and the table of what they gave
     mask_features, alternating   what the variational solver is made of
     factor_model   a fitted matrix: predictions, rows and columns that come later
     mean_model   the mean of several such fits
@@ -53,7 +53,7 @@ _HOME = {
     "recover": "recovery",
     "solve": "descent",
     "sweep": "sweeps",
-    "SweepTable": "sweeps",
+    "SweepTable": "sweep_table",
     "spectral_factors": "spectral",
     "symmetric_part": "symmetry",
     "vbmf": "variational",
