@@ -52,8 +52,8 @@ def cuda_report():
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-        return f"{package} {version} is installed, but this release of fastdmf has no CUDA kernels"
-    return "cupy is not installed, and this release of fastdmf has no CUDA kernels"
+        return f"{package} {version} is installed, but this release of fastdmf does not launch its CUDA kernels yet"
+    return "cupy is not installed, and this release of fastdmf does not launch its CUDA kernels yet"
 
 
 def get_backend(device="auto"):

@@ -17,7 +17,9 @@ import fastdmf
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("numpy", "scipy", "numba", "llvmlite", "sklearn", "pandas", "matplotlib", "cupy", "threadpoolctl")
-KERNEL_FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "kernels").rglob("*.py"))
+KERNEL_FILES = sorted(
+    path.relative_to(ROOT).as_posix() for kind in ("*.py", "*.cu") for path in (ROOT / "kernels").rglob(kind)
+)
 
 SOLVE = """
 import numpy as np, fastdmf
@@ -111,7 +113,8 @@ def wheel(tmp_path_factory):
     assert setuptools
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for pattern in ("fastdmf/*.py", "fastdmf/py.typed", "kernels/**/*.py", "pyproject.toml", "README.md", "LICENSE"):
+    files = ("fastdmf/*.py", "fastdmf/py.typed", "kernels/**/*.py", "kernels/**/*.cu", "pyproject.toml", "README.md")
+    for pattern in (*files, "LICENSE"):
         for path in ROOT.glob(pattern):
             copy = source / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
