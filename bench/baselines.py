@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_solve
 
 import fastdmf
 
@@ -14,12 +15,12 @@ __all__ = ["Convex", "greedy_low_rank", "nuclear_norm", "psd_projected_gradient"
 
 @dataclass(frozen=True)
 class Convex:
-    """A solution of min ||X||_* subject to A(X) = y.
+    """A solution of min ||X||_* subject to |A(X) - y| <= eps.
 
     Attributes
     ----------
     matrix : ndarray
-        Meets the measurements to rounding.
+        Meets the measurements: with eps = 0 to rounding, else to the tolerance of the solver.
     gap : float
         (||X||_* - dual bound) / ||X||_*: how far from the minimum it can be at most.
     iterations : int
@@ -30,33 +31,62 @@ class Convex:
     iterations: int
 
 
-class _Affine:
-    """Projection on A(X) = y, the multiplier that it took, and A^T."""
+class _Measured:
+    """Projection on the matrices that meet the measurements, the multiplier that it took, and A^T.
 
-    def __init__(self, operator, y):
-        self.shape, self.y = operator.shape, np.asarray(y, np.float64)
+    Entries meet |X - y| <= eps by themselves. Dense measurements need a slack s, |s| <= eps / unit, behind the matrix:
+    A(X) - unit s = y, with the rows' norm as the unit.
+    """
+
+    def __init__(self, operator, y, eps):
+        self.shape, self.y, self.eps = operator.shape, np.asarray(y, np.float64), eps
+        self.size = self.shape[0] * self.shape[1]
         self.mask = isinstance(operator, fastdmf.EntryMask)
+        self.n_slack = 0 if self.mask or eps == 0 else operator.size
         if self.mask:
-            self.at = operator.rows, operator.cols
+            self.at = np.ravel_multi_index((operator.rows, operator.cols), self.shape)
         else:
             self.a = operator.a.astype(np.float64)
-            self.factor = np.linalg.cholesky(self.a @ self.a.T)
+            gram = self.a @ self.a.T
+            self.unit = np.sqrt(np.trace(gram) / len(gram))
+            if self.n_slack:
+                gram[np.diag_indices(len(gram))] += self.unit**2
+            self.factor = np.linalg.cholesky(gram), True
 
     def project(self, v):
-        """Return (projection of v, w) with projection = v + A^T w."""
+        """Return (projection of v = (X, s), w) with projection = v + (A^T w, -unit w)."""
         if self.mask:
             w = self.y - v[self.at]
-        else:
-            half = np.linalg.solve(self.factor, self.y - self.a @ v.ravel())
-            w = np.linalg.solve(self.factor.T, half)
-        return v + self.adjoint(w), w
+            w -= np.clip(w, -self.eps, self.eps)
+            return v + self.adjoint(w), w
+        x, s = v[: self.size], v[self.size :]
+        r = self.y - self.a @ x
+        w = cho_solve(self.factor, r + self.unit * s if self.n_slack else r, check_finite=False)
+        return v + np.concatenate([self.adjoint(w), -self.unit * w[: self.n_slack]]), w
 
     def adjoint(self, w):
         if self.mask:
-            out = np.zeros(self.shape)
+            out = np.zeros(self.size)
             out[self.at] = w
             return out
-        return (w @ self.a).reshape(self.shape)
+        return w @ self.a
+
+    def shrink(self, v, t, psd):
+        """Return the minimiser of t ||X||_* + ||(X, s) - v||^2 / 2 over |s| <= eps / unit."""
+        x = _shrink(v[: self.size].reshape(self.shape), t, psd).ravel()
+        return (
+            np.concatenate([x, np.clip(v[self.size :], -self.eps / self.unit, self.eps / self.unit)])
+            if self.n_slack
+            else x
+        )
+
+    def gap(self, x, multiplier, psd):
+        """Return (norm - bound) / norm: ||X||_* against <y, z> - eps ||z||_1 of the multiplier, made feasible."""
+        pull = self.adjoint(multiplier).reshape(self.shape)
+        size = np.linalg.eigvalsh((pull + pull.T) / 2)[-1] if psd else np.linalg.norm(pull, 2)
+        norm = np.linalg.norm(x.reshape(self.shape), "nuc")
+        bound = (self.y @ multiplier - self.eps * np.abs(multiplier).sum()) / max(size, 1.0)
+        return abs(norm - bound) / norm
 
 
 def _shrink(v, t, psd):
@@ -68,17 +98,20 @@ def _shrink(v, t, psd):
     return (left * np.maximum(s - t, 0)) @ right
 
 
-def nuclear_norm(operator, y, *, psd=False, tol=1e-6, max_iter=20_000):
+def nuclear_norm(operator, y, *, eps=0.0, psd=False, tol=1e-6, max_iter=20_000):
     """Minimise the nuclear norm over the matrices that meet the measurements, by ADMM.
 
-    X = shrink(Z - U), Z = projection of X + U on A(X) = y, U <- U + X - Z, with the step's weight rho kept where both
-    residuals fall alike (Boyd, Parikh, Chu, Peleato, Eckstein 2011, sections 3.3 and 3.4.1). U is A^T of a multiplier,
-    which after scaling is feasible for the dual, max <y, z> subject to ||A^T z||_2 <= 1 (PSD: eigenvalues <= 1).
+    X = shrink(Z - U), Z = projection of X + U on |A(X) - y| <= eps, U <- U + X - Z, with the step's weight rho kept
+    where both residuals fall alike (Boyd, Parikh, Chu, Peleato, Eckstein 2011, sections 3.3 and 3.4.1). U is A^T of a
+    multiplier, which after scaling is feasible for the dual, max <y, z> - eps ||z||_1 subject to ||A^T z||_2 <= 1 (PSD:
+    eigenvalues <= 1).
 
     Parameters
     ----------
     operator : EntryMask or GaussianDense
     y : ndarray of shape (m,)
+    eps : float
+        Largest deviation of a measurement; Arora, Cohen, Hu and Luo 2019 allow 1e-3.
     psd : bool
         Over the positive semidefinite matrices, where the nuclear norm is the trace.
     tol : float
@@ -89,29 +122,24 @@ def nuclear_norm(operator, y, *, psd=False, tol=1e-6, max_iter=20_000):
     -------
     Convex
     """
-    affine = _Affine(operator, y)
-    z, w = affine.project(np.zeros(affine.shape))
-    u, rho = np.zeros(affine.shape), 1.0 / max(np.linalg.norm(z, 2), 1e-300)
+    measured = _Measured(operator, y, eps)
+    z, w = measured.project(np.zeros(measured.size + measured.n_slack))
+    u, gap, iteration = np.zeros_like(z), 0.0, 0
+    if not z.any():  # zero meets the measurements
+        return Convex(np.zeros(measured.shape), gap, iteration)
+    rho = 1.0 / np.linalg.norm(z[: measured.size].reshape(measured.shape), 2)
     for iteration in range(1, max_iter + 1):
-        x = _shrink(z - u, 1 / rho, psd)
-        before, (z, w) = z, affine.project(x + u)
-        u = x + u - z  # = -A^T w
+        x = measured.shrink(z - u, 1 / rho, psd)
+        before, (z, w) = z, measured.project(x + u)
+        u = x + u - z  # = -(A^T w, -unit w)
         primal, dual = np.linalg.norm(x - z), np.linalg.norm(z - before)
-        if iteration % 10 == 0:
-            gap = _gap(affine, z, rho * w, psd)
+        if iteration % 10 == 0 or iteration == max_iter:
+            gap = measured.gap(z[: measured.size], rho * w, psd)
             if gap <= tol and primal <= tol * np.linalg.norm(z):
                 break
             scale = 2.0 if primal > 5 * dual else 0.5 if dual > 5 * primal else 1.0
             rho, u = rho * scale, u / scale
-    return Convex(z, gap, iteration)
-
-
-def _gap(affine, z, multiplier, psd):
-    """Return the relative gap between ||Z||_* (feasible up to the cone) and the scaled multiplier's bound."""
-    bound = affine.adjoint(multiplier)
-    size = np.linalg.eigvalsh((bound + bound.T) / 2)[-1] if psd else np.linalg.norm(bound, 2)
-    norm = np.linalg.norm(z, "nuc")
-    return abs(norm - affine.y @ multiplier / max(size, 1.0)) / norm
+    return Convex(z[: measured.size].reshape(measured.shape), gap, iteration)
 
 
 def psd_projected_gradient(operator, y, *, lr=None, max_iter=10_000, tol=1e-3, accelerated=False, start=None):
@@ -149,7 +177,7 @@ def psd_projected_gradient(operator, y, *, lr=None, max_iter=10_000, tol=1e-3, a
         r = a @ point.ravel() - y
         loss = r @ r
         if loss <= tol**2 * (y @ y):
-            return point
+            return _shrink(point, 0.0, True)  # momentum may have left the cone
         if accelerated and loss > best:
             point, momentum, best = x, 1.0, np.inf
             continue

@@ -53,6 +53,30 @@ def test_the_smallest_nuclear_norm_is_certified(make, baselines):
             assert np.linalg.norm(found.matrix + 1e-2 * direction, "nuc") > norm * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("make", [mask, gaussian])
+def test_measurements_within_eps(make, baselines):
+    operator, y, _ = make(14, 2, 90, 0)
+    exact, eps = baselines.nuclear_norm(operator, y), 0.2
+    found = baselines.nuclear_norm(operator, y, eps=eps)
+    deviation = np.abs(operator.apply(found.matrix) - y)
+    assert found.gap < 1e-5 and deviation.max() < eps * (1 + 1e-3)
+    assert np.mean(deviation > eps * 0.999) > 0.3  # the norm falls until many of them are at the limit
+    assert np.linalg.norm(found.matrix, "nuc") < 0.99 * np.linalg.norm(exact.matrix, "nuc")
+    assert baselines.nuclear_norm(operator, 0 * y, eps=eps).iterations == 0
+
+
+@pytest.mark.parametrize("make", [mask, gaussian])
+def test_the_gap_bounds_the_distance_to_the_minimum(make, baselines):
+    """Also long before the end, where the multiplier has to be scaled."""
+    operator, y, _ = make(14, 2, 90, 0)
+    minimum = np.linalg.norm(baselines.nuclear_norm(operator, y, tol=1e-9).matrix, "nuc")
+    for steps in (1, 2, 5, 30):
+        found = baselines.nuclear_norm(operator, y, max_iter=steps)
+        norm = np.linalg.norm(found.matrix, "nuc")
+        assert found.iterations == steps and found.gap > 1e-4
+        assert 0 < norm - minimum <= found.gap * norm
+
+
 def test_enough_measurements_recover_the_truth(baselines):
     operator, y, truth = gaussian(12, 1, 110, 0)
     assert np.linalg.norm(baselines.nuclear_norm(operator, y).matrix - truth) < 1e-4 * np.linalg.norm(truth)
@@ -60,6 +84,23 @@ def test_enough_measurements_recover_the_truth(baselines):
     found = baselines.nuclear_norm(operator, y, psd=True)
     assert found.gap < 1e-5 and np.linalg.eigvalsh((found.matrix + found.matrix.T) / 2)[0] > -1e-5
     assert np.linalg.norm(found.matrix - truth) < 1e-4 * np.linalg.norm(truth)
+
+
+def test_entries_of_rank_one_are_completed(baselines):
+    operator, y, truth = mask(20, 1, 250, 0)
+    found = baselines.nuclear_norm(operator, y)
+    assert found.gap < 1e-5 and np.linalg.norm(found.matrix - truth) < 1e-5 * np.linalg.norm(truth)
+
+
+def test_one_step_on_the_cone(baselines):
+    """By hand: a step of lr on (2/m) of the symmetric part of A^T r, negative eigenvalues cut off."""
+    operator, y, _ = gaussian(6, 2, 15, 1)
+    start = np.diag([1.0, 2, 3, 4, 5, 6])
+    g = 2 / 15 * operator.adjoint(operator.apply(start) - y)
+    values, vectors = np.linalg.eigh(start - 0.4 * (g + g.T) / 2)
+    assert values[0] < -0.1
+    x = baselines.psd_projected_gradient(operator, y, lr=0.4, max_iter=1, start=start)
+    np.testing.assert_allclose(x, vectors @ np.diag(np.maximum(values, 0)) @ vectors.T, atol=1e-12)
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
@@ -71,7 +112,7 @@ def test_the_cone_and_uniqueness(accelerated, baselines):
         v = np.random.default_rng(5).standard_normal((10, 10))
         options = {"max_iter": 20_000, "tol": 1e-10, "accelerated": accelerated, "start": v @ v.T / 10}
         x = baselines.psd_projected_gradient(operator, y, **options)
-        assert np.linalg.eigvalsh(x)[0] > -1e-6 * np.linalg.norm(x)
+        assert np.linalg.eigvalsh(x)[0] > -1e-13 * np.linalg.norm(x)
         assert np.linalg.norm(operator.apply(x) - y) < 1e-4 * np.linalg.norm(y)
         errors[count] = np.linalg.norm(x - truth) / np.linalg.norm(truth)
     assert errors[20] > 0.1 and errors[45] < 1e-4
@@ -86,3 +127,15 @@ def test_greedy_stages(baselines):
     assert [np.linalg.matrix_rank(w, tol=1e-4) for w in stages] == [1, 2]
     assert np.linalg.norm(stages[0] - 3 * np.outer(q[:, 0], q[:, 0])) < 0.5
     assert np.linalg.norm(stages[1] - truth) < 1e-6
+
+
+def test_greedy_learning_prefers_rank_to_norm(baselines):
+    """The 4 x 4 completion of Li, Luo, Lyu 2020, R = 3: rank one has norm 2 + 2 R^2 = 20, the smallest is 4 R = 12."""
+    operator = fastdmf.EntryMask([0, 0, 1, 2, 3, 2], [2, 3, 2, 0, 0, 1], (4, 4))
+    y = np.array([1.0, 3, 3, 1, 3, 3])
+    stages = baselines.greedy_low_rank(operator, y)
+    v = np.array([1.0, 3, 1, 3])
+    assert len(stages) == 1
+    np.testing.assert_allclose(stages[0], np.outer(v, v), atol=1e-4)
+    assert np.linalg.norm(baselines.nuclear_norm(operator, y).matrix, "nuc") == pytest.approx(12, abs=1e-4)
+    assert np.trace(baselines.nuclear_norm(operator, y, psd=True).matrix) == pytest.approx(12, abs=1e-3)
