@@ -4,6 +4,7 @@ The map of the package (imports go only downwards in this list)::
 
     backend      numpy and the compiled kernels behind one handle
     losses       elementwise losses
+    files        files that are there whole or not at all
     contract     what an operator is: Operator, Bound
     masks, seeded, operators   EntryMask; GaussianSeeded; GaussianDense, RankOne, any scipy LinearOperator
     chain        the factors: layout, products, gradients, starting points
@@ -25,6 +26,8 @@ The map of the package (imports go only downwards in this list)::
     factor_model   a fitted matrix: predictions, rows and columns that come later
     mean_model   the mean of several such fits
     ids, entries   what people call rows and columns, and how they hold entries
+    column_text, tables   CSV and its like; entries and tables read from files and written to them
+    shards       entries on disk: write_shards(...), EntryShards
     variational  vbmf(...)
     tangent, continuation, noisy_fit   what recovery is made of
     recovery     recover(...)
@@ -33,6 +36,7 @@ The map of the package (imports go only downwards in this list)::
     entry_kfold  EntryKFold: cross-validation over entries
     imputer, sensing, completer, quadratic   DMFImputer, DMFSensing, DMFCompleter, DMFQuadratic: the scikit-learn
                  estimators
+    saving       save(estimator, path), load(path)
     display      pictures of runs, sweeps and completed matrices, by matplotlib
     demo, warmup, cli    the ``fastdmf`` command
 
@@ -44,19 +48,23 @@ __version__ = "0.1.0"
 _HOME = {
     "Checkpoint": "checkpoint",
     "EntryMask": "masks",
+    "EntryShards": "shards",
     "GaussianDense": "operators",
     "GaussianSeeded": "seeded",
     "Operator": "contract",
     "RankOne": "operators",
     "Solution": "engine",
     "Status": "engine",
+    "load": "saving",
     "recover": "recovery",
+    "save": "saving",
     "solve": "descent",
     "sweep": "sweeps",
     "SweepTable": "sweep_table",
     "spectral_factors": "spectral",
     "symmetric_part": "symmetry",
     "vbmf": "variational",
+    "write_shards": "shards",
     "EffectiveRankDisplay": "display",
     "ErrorDisplay": "display",
     "InpaintingDisplay": "display",
@@ -69,7 +77,7 @@ _HOME = {
     "EntryKFold": "entry_kfold",
 }
 
-_MODULES = ("backend", "diagnostics", "engine", "losses", "operators", "penalties", "rules", "theory")
+_MODULES = ("backend", "diagnostics", "engine", "losses", "operators", "penalties", "rules", "tables", "theory")
 
 __all__ = sorted([*_HOME, *_MODULES])
 

@@ -22,7 +22,7 @@ import numpy as np
 from fastdmf.factor_model import SERIAL
 from fastdmf.mask_features import Regression, mask_features
 
-__all__ = ["Settings", "Sweeps", "balanced_factors", "balancing_rotations"]
+__all__ = ["HeldSide", "Settings", "Sweeps", "balanced_factors", "balancing_rotations"]
 
 # The constants below were chosen on MovieLens-100K u1 and MovieLens-1M with the test curve in sight; everything else
 # was then only run.
@@ -40,6 +40,41 @@ _FEW = 100_000
 _BLOCK = 1 << 14  # rows that are held in float64 at a time
 
 
+@dataclass(frozen=True)
+class HeldSide:
+    """The entries of the rows, or of the columns, in memory: one block.
+
+    ``Sweeps`` takes anything with ``indptr``, ``weighted``, ``blocks`` and ``arrays``; ``shards`` has the one that
+    reads from disk.
+
+    Attributes
+    ----------
+    indptr, indices, y, w : ndarray
+        Sorted entries as ``kernels.row_solve`` takes them, y centred; w may be None.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    y: np.ndarray
+    w: np.ndarray | None
+
+    @property
+    def weighted(self):
+        """Whether entries have weights."""
+        return self.w is not None
+
+    def blocks(self):
+        """Yield (slice of the rows, indptr, indices, y, w): runs of rows that cover all, with pointers from 0.
+
+        The arrays of a block may be overwritten by the next one's.
+        """
+        yield slice(0, len(self.indptr) - 1), *self.arrays()
+
+    def arrays(self):
+        """Return (indptr, indices, y, w) of all entries."""
+        return self.indptr, self.indices, self.y, self.w
+
+
 class _Side:
     """The rows, or the columns: entries in their order, factors, prior, and what the posterior needs of it.
 
@@ -50,12 +85,14 @@ class _Side:
     _CHANGING = "x", "mean", "free", "prior", "second", "away", "variance", "mean_variance", "posterior"
     _OF_REGRESSION = "variance", "coefficients", "divergence"
 
-    def __init__(self, kernels, indptr, indices, y, w, width, dtype):
-        self.kernels, self.indptr, self.indices, self.y, self.w = kernels, indptr, indices, y, w
-        self.n = len(indptr) - 1
+    def __init__(self, kernels, entries, width, dtype):
+        self.kernels, self.entries, self.indptr = kernels, entries, entries.indptr
+        self.n = len(self.indptr) - 1
         self.dtype = dtype
-        entries = np.diff(indptr)
-        self.counts = entries.astype(np.float64) if w is None else _row_sums(indptr, w)
+        if entries.weighted:
+            self.counts = np.concatenate([_row_sums(indptr, w) for _, indptr, *_, w in entries.blocks()])
+        else:
+            self.counts = np.diff(self.indptr).astype(np.float64)
         self.total = max(self.counts.sum(), 1e-300)
         self.density = self.total / self.n
         self.distinct, self.which, times = np.unique(self.counts, return_inverse=True, return_counts=True)
@@ -77,16 +114,23 @@ class _Side:
     def improve(self, other, scale, scaled_ridge, ridge, steps=_STEPS):
         """Regress every row on the other side; return the squared error before."""
         cast = lambda v: np.ascontiguousarray(v, self.dtype)  # noqa: E731
-        vectors = map(cast, (scale, scaled_ridge, ridge, other.second, self.free))
-        data = (self.mean, self.indptr, self.indices, self.y, self.w)
-        row_solve = self.kernels.row_solve if self.indptr[-1] > SERIAL else self.kernels.row_solve_serial
-        error = row_solve(self.x, other.x, *data, *vectors, steps, _TOL)
+        scale, *vectors = map(cast, (scale, scaled_ridge, ridge, other.second, self.free))
+        error = 0.0
+        for at, indptr, *data in self.entries.blocks():
+            mean = None if self.mean is None else self.mean[at]
+            row_solve = self.kernels.row_solve if indptr[-1] > SERIAL else self.kernels.row_solve_serial
+            error += row_solve(self.x[at], other.x, mean, indptr, *data, scale[at], *vectors, steps, _TOL)
         self.measure()
         return error
 
+    @property
+    def indices(self):
+        """The columns of the entries, which the features of the mask take whole."""
+        return self.entries.indices
+
     def release(self):
         """Let the entries go: the side can be read, and no longer improved."""
-        self.indices = self.y = self.w = None
+        self.entries = None
 
     def measure(self):
         """Sum the squares of the factors, a block of rows in float64 at a time."""
@@ -102,8 +146,11 @@ class _Side:
 
     def square_sum(self):
         """Return sum w y^2."""
-        y = self.y[: self.indptr[-1]]
-        return float(np.vdot(y, y) if self.w is None else np.dot(self.w[: len(y)], y.astype(np.float64) ** 2))
+        total = 0.0
+        for _, indptr, _, y, w in self.entries.blocks():
+            y = y[: indptr[-1]]
+            total += float(np.vdot(y, y) if w is None else np.dot(w[: len(y)], y.astype(np.float64) ** 2))
+        return total
 
     def divergence(self):
         """Return the divergence of the posterior from the prior of every column, (H,); 0 for columns not free."""
@@ -208,8 +255,8 @@ class Sweeps:
     Parameters
     ----------
     kernels : module
-    rows, columns : tuple (indptr, indices, y, w)
-        The entries in either order, y centred; w may be None.
+    rows, columns : HeldSide, or an object with its methods
+        The entries in either order.
     settings : Settings
     rng : numpy.random.Generator
     dtype : numpy dtype
@@ -221,8 +268,8 @@ class Sweeps:
         self.live = self.head + settings.width
         multiple = kernels.row_multiple(dtype)
         width = -(-max(self.live, 1) // multiple) * multiple
-        self.rows = _Side(kernels, *rows, width, dtype)
-        self.columns = _Side(kernels, *columns, width, dtype)
+        self.rows = _Side(kernels, rows, width, dtype)
+        self.columns = _Side(kernels, columns, width, dtype)
         self.sides = self.rows, self.columns
         for side in self.sides:
             side.free[self.live :] = 0

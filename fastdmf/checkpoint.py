@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastdmf.files import whole_file
+
 __all__ = ["Checkpoint", "CheckpointFile", "digest"]
 
 _FORMAT = "fastdmf checkpoint 1"
@@ -89,16 +91,9 @@ class CheckpointFile:
         """
         arrays = {}
         text = json.dumps({"format": _FORMAT, "run": self.run, "tree": _pack(tree, arrays)})
-        new = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
         try:
-            try:
-                with open(new, "wb") as file:
-                    np.savez(file, header=np.frombuffer(text.encode(), np.uint8), **arrays)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(new, self.path)
-            finally:
-                new.unlink(missing_ok=True)
+            with whole_file(self.path) as file:
+                np.savez(file, header=np.frombuffer(text.encode(), np.uint8), **arrays)
         except OSError as error:
             if not self._failed:
                 self._failed = True

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastdmf.alternating import Settings, Sweeps, balanced_factors
+from fastdmf.alternating import HeldSide, Settings, Sweeps, balanced_factors
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_seed
@@ -13,6 +13,7 @@ from fastdmf.engine import Solution, SolveWarning, Status, Stop, drive, warn_unl
 from fastdmf.factor_model import FactorModel, FactorSide
 from fastdmf.masks import EntryMask
 from fastdmf.mean_model import MeanModel
+from fastdmf.shards import EntryShards
 
 __all__ = ["VariationalSolution", "bias_model", "vbmf"]
 
@@ -87,7 +88,7 @@ class VariationalSolution(Solution):
 
 def vbmf(
     mask,
-    y,
+    y=None,
     *,
     weights=None,
     depth=None,
@@ -112,11 +113,12 @@ def vbmf(
 
     Parameters
     ----------
-    mask : EntryMask
+    mask : EntryMask or EntryShards
+        Where the entries are; or entries on disk, of which only a block at a time is in memory.
     y : array of shape (m,)
-        Values of the entries, float32 or float64.
+        Values of the entries, float32 or float64. Shards hold their own.
     weights : array of shape (m,), optional
-        Weights >= 0: an entry of weight 2 counts as two. Weights of 0 leave entries out.
+        Weights >= 0: an entry of weight 2 counts as two. Weights of 0 leave entries out. Shards hold their own.
     depth : int or None
         N >= 2 ties the prior variances of the components with theta = 1 - 2/N, the empirical-Bayes counterpart of
         weight decay on N factors. None: every component has its own (the limit of depth) where less than a fifth of
@@ -128,6 +130,7 @@ def vbmf(
         SVD++). Right for ratings, where people choose what they rate; without effect where entries are missing at
         random; **a leak where the pattern of the mask knows the answer**. None: on masks of less than a fifth of the
         matrix and up to 5 million entries, where the evidence of a fit with them is higher than that of one without.
+        Not for shards.
     biases : bool
         Whether rows and columns have biases.
     max_iter : int or None
@@ -142,11 +145,17 @@ def vbmf(
         As in :func:`fastdmf.solve`. Each of several starts has a checkpoint of its own, the second's name ends in
         ``.1``.
     dtype : numpy dtype, optional
-        float32 or float64; default that of ``y``.
+        float32 or float64; default that of ``y``, or of the values in the shards.
 
     Returns
     -------
     VariationalSolution
+
+    Notes
+    -----
+    From shards the same sweeps run a block of rows, then of columns, at a time. A fit from one shard a side has the
+    bits of the fit in memory; from several it differs by rounding, since squared errors and the mean are summed by
+    block. In memory are both sides' factors, (n1 + n2) times the padded width, and a few numbers a row and column.
 
     Raises
     ------
@@ -158,11 +167,20 @@ def vbmf(
     Lim and Teh 2007, Variational Bayesian approach to movie rating prediction; Raiko, Ilin and Karhunen 2007;
     Koren 2008 for the use of the mask.
     """
-    if not isinstance(mask, EntryMask):
-        raise TypeError(f"mask must be an EntryMask, got {type(mask).__name__}: solve(...) serves other operators")
+    stored = isinstance(mask, EntryShards)
+    if not isinstance(mask, (EntryMask, EntryShards)):
+        raise TypeError(
+            f"mask must be an EntryMask or EntryShards, got {type(mask).__name__}: solve(...) serves other operators"
+        )
     if on_failure not in ("warn", "ignore"):
         raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
-    y, weights, dtype = check_data(mask, y, weights, dtype, ndims=(1,))
+    if stored:
+        _refuse_beside_shards(y, weights, implicit_features)
+        sides = mask.sides(dtype)
+    elif y is None:
+        raise TypeError("y is missing: an EntryMask needs the values of its entries")
+    else:
+        y, weights, dtype = check_data(mask, y, weights, dtype, ndims=(1,))
     if weights is not None and not weights.any():
         raise ValueError("weights are zero everywhere: at least one entry must count")
     check_number("tol", tol, 0, closed=True)
@@ -177,7 +195,7 @@ def vbmf(
     width = min(check_count("width", width), min(n1, n2) // 2)
     features_may_hurt = implicit_features is None
     if implicit_features is None:
-        implicit_features = not dense and mask.size <= _FEATURES_MAX
+        implicit_features = not stored and not dense and mask.size <= _FEATURES_MAX
     enough = _SWEEPS_DENSE if dense else _SWEEPS
     max_iter = enough if max_iter is None else check_count("max_iter", max_iter)
     theta = (1 / 3 if dense else 1.0) if depth is None else 1 - 2 / depth
@@ -186,13 +204,17 @@ def vbmf(
     features = _FEATURES if implicit_features else 0
     backend = get_backend(device)
     with compile_clock() as clock, thread_limits(n_threads):
-        entries = _Entries(backend, mask, y, weights, dtype)
+        if stored:
+            parts = "shards", mask.digest, sides[0].dtype.str
+            entries = _Entries(backend, *sides, mask.mean, sides[0].dtype, parts)
+        else:
+            entries = _held(backend, mask, y, weights, dtype)
         fits, ends = [], []
         for k in range(n_init):
             process = _Fit(entries, settings, [seed, k] if k else seed, features)
             file = None
             if checkpoint is not None:
-                run = digest("vbmf", settings, features, max_iter, tol, seed, k, *entries.parts())
+                run = digest("vbmf", settings, features, max_iter, tol, seed, k, *entries.parts)
                 file = CheckpointFile(checkpoint, run, f".{k}" if k else "")
             statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback, file)
             # The evidence of a fit that was cut short says little beside that of simpler ones, which are ready sooner.
@@ -253,14 +275,13 @@ def bias_model(mask, y, *, weights=None, biases=True, device="auto", n_threads=N
     """
     settings = Settings(1.0, 0, biases)
     with thread_limits(n_threads):
-        entries = _Entries(get_backend(device), mask, y, weights, y.dtype)
+        entries = _held(get_backend(device), mask, y, weights, y.dtype)
         return _factor_model(entries.mean, _Fit(entries, settings, 0, 0).sweeps)
 
 
 def _factor_model(mean, sweeps):
-    rows = sweeps.rows
     sides = (_factor_side(side, sweeps.live) for side in sweeps.sides)
-    return FactorModel(mean, sweeps.noise, *sides, sweeps.head, rows.indptr, rows.indices, rows.y, rows.w)
+    return FactorModel(mean, sweeps.noise, *sides, sweeps.head, *sweeps.rows.entries.arrays())
 
 
 def _factor_side(side, live):
@@ -286,32 +307,48 @@ def _step(sweeps, before):
     return (evidence - before if sweeps.done >= _STOP_FROM else 1.0), evidence
 
 
+def _refuse_beside_shards(y, weights, implicit_features):
+    """Refuse what shards hold themselves, and what would need all entries at once."""
+    for name, value in (("y", y), ("weights", weights)):
+        if value is not None:
+            raise ValueError(f"{name} must be None with EntryShards, which hold it: give it to write_shards(...)")
+    if implicit_features:
+        raise ValueError(
+            "implicit_features=True needs the entries in memory, as EntryMask and y: leave it out with EntryShards"
+        )
+
+
+def _held(backend, mask, y, weights, dtype):
+    """Return the :class:`_Entries` of a mask and its values."""
+    kernels = backend.kernels
+
+    def padded(values):
+        out = np.zeros(mask.size + kernels.PAD, dtype)
+        out[: mask.size] = values
+        return out
+
+    by_row = padded(mask.sort(y))
+    w = None if weights is None else padded(mask.sort(weights))
+    inside = by_row[: mask.size]
+    mean = float(inside.mean(dtype=np.float64) if w is None else np.average(inside, weights=w[: mask.size]))
+    inside -= dtype.type(mean)
+    rows = HeldSide(mask.indptr, mask.indices, by_row, w)
+    columns = HeldSide(*kernels.entry_columns(*rows.arrays(), mask.shape[1]))
+    return _Entries(backend, rows, columns, mean, dtype, rows.arrays())
+
+
 class _Entries:
-    """The entries less their mean, by row and by column, as ``Sweeps`` takes them."""
+    """The entries less their mean, by row and by column, as ``Sweeps`` takes them.
 
-    def __init__(self, backend, mask, y, weights, dtype):
-        kernels = backend.kernels
+    ``parts`` are what tells them from others, for ``digest``.
+    """
 
-        def padded(values):
-            out = np.zeros(mask.size + kernels.PAD, dtype)
-            out[: mask.size] = values
-            return out
-
-        by_row = padded(mask.sort(y))
-        w = None if weights is None else padded(mask.sort(weights))
-        inside = by_row[: mask.size]
-        self.mean = float(inside.mean(dtype=np.float64) if w is None else np.average(inside, weights=w[: mask.size]))
-        inside -= dtype.type(self.mean)
-        by_column = kernels.entry_columns(mask.indptr, mask.indices, by_row, w, mask.shape[1])
-        self.dtype, self._data = dtype, (kernels, (mask.indptr, mask.indices, by_row, w), by_column)
-
-    def parts(self):
-        """Return the arrays that the entries consist of."""
-        return self._data[1]
+    def __init__(self, backend, rows, columns, mean, dtype, parts):
+        self.mean, self.dtype, self.parts, self._data = mean, dtype, parts, (backend.kernels, rows, columns)
 
     def release(self):
         """Let the arrays go."""
-        self._data = None
+        self.parts = self._data = None
 
     def sweeps(self, settings, seed, features=0):
         """Return a fit at its start."""

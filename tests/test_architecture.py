@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top; a module may import modules of lower rows only.
 LAYERS = [
     {"kernels"},
-    {"backend", "losses"},
+    {"backend", "losses", "files"},
     {"contract", "chain"},
     {"masks", "seeded"},
     {"operators"},
@@ -21,8 +21,8 @@ LAYERS = [
     {"auto", "flow", "rescaled", "scaled", "mirror", "subgradient", "normalised"},
     {"rules"},
     {"engine"},
-    {"checkpoint", "checks", "mask_features", "row_models", "row_neighbours", "factor_model", "ids"},
-    {"entries", "mean_model", "penalties", "diagnostics", "theory", "spectral"},
+    {"checkpoint", "checks", "mask_features", "row_models", "row_neighbours", "factor_model", "ids", "column_text"},
+    {"entries", "shards", "mean_model", "penalties", "diagnostics", "theory", "spectral", "tables"},
     {"alternating", "covariance", "tangent", "forecast"},
     {"continuation"},
     {"descent", "variational"},
@@ -34,16 +34,17 @@ LAYERS = [
     {"row_fits"},
     {"imputer", "sensing", "completer", "quadratic"},
     {"display"},
-    {"demo", "warmup"},
+    {"demo", "saving", "warmup"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The loop drives any solver, so it knows none, although it stands above their parts.
 FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract", "masks", "operators", "losses"}}
 MAY_IMPORT = {
-    "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "demo"},
+    "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "saving", "demo"},
     "cupy": {"backend", "kernels"},
     "matplotlib": {"demo", "display"},
+    "pyarrow": {"column_text"},
 }
 
 
