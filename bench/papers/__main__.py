@@ -99,7 +99,8 @@ def main():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     outside = count = 0
     for name in args.names or known:
-        lines = run(name, known[name], args.quick, None if args.no_keep else RESULTS / form)
+        folder = None if args.no_keep or args.quick else RESULTS / form
+        lines = run(name, known[name], args.quick, folder)
         if not args.no_keep:
             keep(path, name, lines)
         count += len(lines)

@@ -50,6 +50,8 @@ def run(quick):
             result.add(f"depth {depth}: slope of the error of dW/dt", slopes[:, 1], 0.9, 1.1, ORIGIN)
         axes[0].loglog(steps, np.median(found[:, :, 0], axis=0), "o-", label=f"depth {depth}")
     axes[0].set(xlabel="step", ylabel="relative error of $\\dot s_r$")
+    axes[0].set_xticks(steps, [f"{step:.3g}" for step in steps], minor=False)
+    axes[0].set_xticks([], minor=True)
     axes[0].legend()
     result.figure = made
     return result

@@ -36,7 +36,7 @@ def error(n, rank, count, seed, kind):
 
 def run(quick):
     """Medians on either side of each threshold."""
-    result, seeds = Experiment(), range(5 if quick else 15)
+    result, seeds = Experiment(), range(15)
     n, made = 20, figure(1)
     for rank, at, above in ((1, 115, 127), (3, 134, 147)):
         threshold = uniqueness_threshold(n, rank)

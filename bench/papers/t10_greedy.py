@@ -58,7 +58,7 @@ def run(quick):
         axes[0].semilogx([c[1] for c in chosen], [np.median(norms[c]) for c in chosen], "o-", label=f"depth {depth}")
     for level, text in ((12, "smallest nuclear norm"), (20, "rank one")):
         axes[0].axhline(level, color="0.5", linestyle=":")
-        axes[0].text(1e-4, level, text, va="bottom", fontsize="small")
+        axes[0].text(1e-12, level, text, va="top" if level > 12 else "bottom", fontsize="small")
     axes[0].set(xlabel="init scale", ylabel="nuclear norm")
     axes[0].legend()
     result.figure = made
