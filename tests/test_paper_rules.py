@@ -695,3 +695,29 @@ def test_names():
     kinds = {"scaled": ScaledGD, "mirror": MirrorDescent, "subgradient": Subgradient, "normalised": NormalisedGD}
     assert {name: type(as_rule(name)) for name in kinds} == kinds
     assert as_rule("preconditioned") == PreconditionedGD(damping="loss") and as_rule("scaled").damping == 0.0
+
+
+def test_imbalance_makes_too_wide_factors_converge_linearly():
+    """Xiong, Ding, Du 2023: exp(-c T) from a start out of balance, c like its imbalance; C/T from a balanced one."""
+    rng, n = np.random.default_rng(0), 20
+    u = np.linalg.qr(rng.standard_normal((n, 2)))[0]
+    truth = (u * [1.0, 0.8]) @ u.T
+    mask = fastdmf.EntryMask(*np.divmod(np.arange(n * n), n), (n, n))
+    options = {"loss": "sse/2", "rule": GradientDescent(lr=0.2), "check_every": 50, "tol": 1e-300, "truth": truth}
+    options |= {"width": 4, "depth": 2, "random_state": 0, "on_failure": "ignore"}
+
+    def errors(init, alpha, steps):
+        history = fastdmf.solve(mask, truth.ravel(), init=init, init_scale=alpha, max_iter=steps, **options).history
+        return np.sqrt(history["error"])
+
+    balanced = errors("balanced", 0.1, 4000)
+    assert balanced[40] / balanced[80] == pytest.approx(2, rel=0.1)  # 2000 and 4000 steps
+    rates = []
+    for alpha in (0.01, 0.02):
+        curve = errors("imbalanced", alpha, 1500)
+        late = np.log(curve[(curve > 1e-10) & (curve < 1e-4)])
+        assert len(late) > 5
+        steps = np.diff(late)
+        np.testing.assert_allclose(steps, steps.mean(), rtol=0.2)  # straight on a semilog plot
+        rates.append(-steps.mean())
+    assert rates[1] / rates[0] == pytest.approx(2, rel=0.1)
