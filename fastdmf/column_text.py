@@ -332,4 +332,5 @@ def _likely_separator(lines, separators):
 
 
 def first_null(data):
+    """Return the place of the first missing value of a pyarrow array; 0 if there is none."""
     return int(data.is_null().to_numpy(zero_copy_only=False).argmax())

@@ -4,18 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdmf.rule import Rule, State, start
+from fastdmf.rule import ScalarStep
 
 __all__ = ["NormalisedGD"]
 
 
-@dataclass
-class _Counted(State):
-    count: int = 0
-
-
 @dataclass(frozen=True)
-class NormalisedGD(Rule):
+class NormalisedGD(ScalarStep):
     """x <- x - lr (k + 1)^(-power) grad / ||grad||, with one norm over all factors; k counts the steps from 0.
 
     Parameters
@@ -42,17 +37,6 @@ class NormalisedGD(Rule):
     def __post_init__(self):
         self._require("lr", 0)
         self._require("power", 0, 1, closed=True)
-
-    def init(self, problem, x):
-        state = _Counted(**start(problem, x, self.lr))
-        self._adapt(problem, state)
-        return state
-
-    def step(self, problem, state):
-        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
-        state.losses, state.objective = problem.evaluate(state.x, state.grad)
-        state.count += 1
-        self._adapt(problem, state)
 
     def _adapt(self, problem, state):
         norm = np.sqrt(problem.squared_norm(state.grad))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-__all__ = ["Rule", "State", "start"]
+__all__ = ["Counted", "Rule", "ScalarStep", "State", "start"]
 
 
 @dataclass
@@ -98,3 +98,34 @@ def start(problem, x, step_size):
         "step_size": np.full(len(x), float(step_size)),
         "failed": np.zeros(len(x), bool),
     }
+
+
+@dataclass
+class Counted(State):
+    """A state that knows how many steps were taken."""
+
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class ScalarStep(Rule):
+    """Base of the rules W_j <- W_j - eta_t grad_j with one number eta_t for all factors, known after an evaluation."""
+
+    def init(self, problem, x):
+        state = self._begin(problem, x)
+        self._adapt(problem, state)
+        return state
+
+    def step(self, problem, state):
+        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
+        state.losses, state.objective = problem.evaluate(state.x, state.grad)
+        state.count += 1
+        self._adapt(problem, state)
+
+    def _begin(self, problem, x):
+        """Return the state at the start."""
+        return Counted(**start(problem, x, self.lr))
+
+    def _adapt(self, problem, state):
+        """Set ``state.step_size`` for the point just evaluated, after ``state.count`` steps."""
+        raise NotImplementedError

@@ -9,7 +9,7 @@ from fastdmf.flow import Flow
 from fastdmf.mirror import MirrorDescent
 from fastdmf.normalised import NormalisedGD
 from fastdmf.rescaled import RescaledGradientDescent
-from fastdmf.rule import Rule, State, start
+from fastdmf.rule import Counted, Rule, ScalarStep, State, start
 from fastdmf.scaled import PreconditionedGD, ScaledGD
 from fastdmf.subgradient import Subgradient
 
@@ -111,13 +111,12 @@ class Nesterov(Momentum):
 
 
 @dataclass
-class _MeanSquare(State):
+class _MeanSquare(Counted):
     mean_square: np.ndarray = None
-    count: int = 0
 
 
 @dataclass(frozen=True)
-class GroupRMSprop(Rule):
+class GroupRMSprop(ScalarStep):
     """The rule of Arora, Cohen, Hu and Luo 2019: one adaptive scalar for all factors.
 
     v <- beta v + (1 - beta) sum_j ||grad_j||_F^2 ; W_j <- W_j - lr / (sqrt(v / (1 - beta^t)) + eps) grad_j.
@@ -140,20 +139,12 @@ class GroupRMSprop(Rule):
         self._require("beta", 0, 1, closed=True)
         self._require("eps", 0)
 
-    def init(self, problem, x):
-        state = _MeanSquare(**start(problem, x, self.lr), mean_square=np.zeros(len(x)))
-        self._adapt(problem, state)
-        return state
-
-    def step(self, problem, state):
-        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
-        state.losses, state.objective = problem.evaluate(state.x, state.grad)
-        self._adapt(problem, state)
+    def _begin(self, problem, x):
+        return _MeanSquare(**start(problem, x, self.lr), mean_square=np.zeros(len(x)))
 
     def _adapt(self, problem, state):
-        state.count += 1
         state.mean_square = self.beta * state.mean_square + (1 - self.beta) * problem.squared_norm(state.grad)
-        root = np.sqrt(state.mean_square / (1 - self.beta**state.count))
+        root = np.sqrt(state.mean_square / (1 - self.beta ** (state.count + 1)))
         state.step_size = self.lr / (root + self.eps)
 
 

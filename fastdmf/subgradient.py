@@ -4,20 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdmf.rule import Rule, State, start
+from fastdmf.rule import ScalarStep
 
 __all__ = ["Subgradient"]
 
 _SCHEDULES = ("polyak", "median", "geometric")
 
 
-@dataclass
-class _Counted(State):
-    count: int = 0
-
-
 @dataclass(frozen=True)
-class Subgradient(Rule):
+class Subgradient(ScalarStep):
     """W_j <- W_j - eta_t grad_j, with a step eta_t that shrinks as the fit improves.
 
     ============= =========================================================
@@ -66,17 +61,6 @@ class Subgradient(Rule):
         self._require("decay", 0, 1)
         if self.schedule not in _SCHEDULES:
             raise ValueError(f"Subgradient(schedule=...) must be one of {list(_SCHEDULES)}, got {self.schedule!r}")
-
-    def init(self, problem, x):
-        state = _Counted(**start(problem, x, self.lr))
-        self._adapt(problem, state)
-        return state
-
-    def step(self, problem, state):
-        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
-        state.losses, state.objective = problem.evaluate(state.x, state.grad)
-        state.count += 1
-        self._adapt(problem, state)
 
     def _adapt(self, problem, state):
         match self.schedule:
