@@ -34,8 +34,9 @@ def load_pyarrow():
         import pyarrow.compute
         import pyarrow.csv
         import pyarrow.parquet
-    except ImportError:
-        raise ImportError('text and parquet files need pyarrow: pip install "fastdmf[io]"') from None
+    except ImportError as error:
+        # Not found, or found and at odds with numpy's version: the reason says which.
+        raise ImportError(f'text and parquet files need pyarrow: pip install "fastdmf[io]" ({error})') from None
     return pyarrow
 
 

@@ -761,7 +761,7 @@ def test_mutated_text_is_read_or_refused(tmp_path_factory, seed, changes, reader
 def binaries(folder):
     """Return the bytes of a file of every binary format."""
     rng = np.random.default_rng(0)
-    matrix = sparse.random_array((9, 8), density=0.3, rng=rng)
+    matrix = sparse.random(9, 8, density=0.3, random_state=0)
     sparse.save_npz(folder / "m.npz", matrix)
     np.save(folder / "m.npy", np.where(matrix.toarray() == 0, np.nan, matrix.toarray()))
     write_entries(folder / "m.parquet", matrix.row, [f"i{j}" for j in matrix.col], matrix.data)
