@@ -2,10 +2,12 @@
 
 The map of the package (imports go only downwards in this list)::
 
-    backend      numpy and the compiled kernels behind one handle
+    arrays       where arrays live, and how they come to the host
     losses       elementwise losses
     files        files that are there whole or not at all
+    cuda, backend   a GPU behind one handle; numpy and the compiled kernels behind the same
     contract     what an operator is: Operator, Bound
+    device_bounds   masks, dense and seeded measurements with their data on a GPU
     masks, seeded, operators   EntryMask; GaussianSeeded; GaussianDense, RankOne, any scipy LinearOperator
     chain        the factors: layout, products, gradients, starting points
     problem      operator + data + normalisation -> value and gradient

@@ -5,6 +5,7 @@ one traffic matrix and hurt on another. Leaving out pairs of almost no curvature
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class _AutoState(State):
     fresh: np.ndarray = None
     far: np.ndarray = None
 
+    vectors: ClassVar = ("pairs",)
+
     @property
     def memory(self):
         """What ``lbfgs_try`` and ``lbfgs_judge`` call the memory."""
@@ -100,6 +103,7 @@ class Auto(Rule):
     accelerate: bool = True
 
     fixed_step = False
+    on_device = True
     max_iter = 2000
     check_every = 1
 
@@ -116,7 +120,7 @@ class Auto(Rule):
 
         def direction(n):
             v = rng.standard_normal(n)
-            return np.tile((v / np.linalg.norm(v)).astype(x.dtype), (batch, 1))
+            return problem.backend.asarray(np.tile((v / np.linalg.norm(v)).astype(x.dtype), (batch, 1)))
 
         u, v, right = direction(n1), direction(n2), direction(n2)
 
@@ -124,7 +128,7 @@ class Auto(Rule):
             return problem.layout.allocate(batch, x.dtype, problem.xp)
 
         grad = buffer()
-        losses, objective = problem.evaluate(x, grad)
+        losses, objective = problem.measure(x, grad)
         s1 = problem.leading_singular(right, 5)
         g1 = problem.leading_gradient(u, v, 5)
         affordable = int(_MEMORY_BYTES / (2 * x[0].nbytes)) - 1
@@ -184,27 +188,29 @@ class Auto(Rule):
         count = np.count_nonzero(fast)
         in_flow = count < len(fast)
         if in_flow:
-            problem.kernels.slices_move(state.trial, state.x, -state.step_size, state.grad)
+            steps = problem.backend.asarray(-state.step_size)
+            problem.kernels.slices_move(state.trial, state.x, steps, state.grad)
         if count:
             self._try(problem, state)
         probe = (state.u.copy(), state.v.copy()) if in_flow else None
-        losses, objective = problem.evaluate(state.trial, state.trial_grad, probe)
+        losses, objective = problem.measure(state.trial, state.trial_grad, probe)
         before = state.objective
         accepted = objective <= 2 * before if in_flow else np.empty(count, bool)
         if count:
             self._judge(problem, state, accepted, objective)
-        self._accept(state, accepted, losses, objective)
+        self._accept(problem, state, accepted, losses, objective)
         if in_flow:
             self._measure(problem, state, ~fast, accepted, probe, before, objective)
 
-    def _accept(self, state, accepted, losses, objective):
+    def _accept(self, problem, state, accepted, losses, objective):
         if accepted.all():
             state.x, state.trial = state.trial, state.x
             state.grad, state.trial_grad = state.trial_grad, state.grad
             state.losses, state.objective = losses, objective
         else:
-            np.copyto(state.x, state.trial, where=accepted[:, None])
-            np.copyto(state.grad, state.trial_grad, where=accepted[:, None])
+            chosen = problem.backend.asarray(accepted)[:, None]
+            np.copyto(state.x, state.trial, where=chosen)
+            np.copyto(state.grad, state.trial_grad, where=chosen)
             state.losses = np.where(accepted, losses, state.losses)
             state.objective = np.where(accepted, objective, state.objective)
 
@@ -214,8 +220,10 @@ class Auto(Rule):
         state.kappa[flow & ~(objective <= before)] *= 1.5
         right = state.right.copy()
         s1 = problem.leading_singular(right, 2)
-        g1 = np.maximum(unit(probe[0], state.u, moved), unit(probe[1], state.v, moved))
-        state.right[moved], state.s1[moved], state.g1[moved] = right[moved], s1[moved], g1[moved]
+        chosen = problem.backend.asarray(moved)
+        g1 = np.maximum(*problem.backend.host(unit(probe[0], state.u, chosen), unit(probe[1], state.v, chosen)))
+        np.copyto(state.right, right, where=chosen[:, None])
+        state.s1[moved], state.g1[moved] = s1[moved], g1[moved]
         decrease = 0.9 * state.decrease + 0.1 * (1 - _ratio(objective, before))
         np.copyto(state.decrease, decrease, where=moved)
         step = self._lipschitz_step(problem, state)

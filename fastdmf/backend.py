@@ -1,20 +1,24 @@
 """The array module and the compiled kernels behind one handle, and the threads they may use.
 
-Everything above this file takes arrays from ``backend.xp`` and loops from ``backend.kernels``; a second backend is
-one more ``Backend`` value, not a second program. BLAS runs on one thread inside a solve: its threaded products
-split a matrix by the number of threads, so that their last bits depend on it, while the kernels split by fixed
-ranges and give the same bits for every thread count.
+Everything above this file takes arrays from ``backend.xp`` and loops from ``backend.kernels``; the GPU is a second
+handle with the same methods (``fastdmf.cuda``), not a second program. BLAS runs on one thread inside a solve: its
+threaded products split a matrix by the number of threads, so that their last bits depend on it, while the kernels split
+by fixed ranges and give the same bits for every thread count.
 """
 
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module, metadata
+from functools import cached_property, lru_cache
+from importlib import import_module
 from threading import Lock, RLock
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
+
+from fastdmf.arrays import as_host, is_on_device
+from fastdmf.cuda import CudaBackend, cuda_report, find_cuda
 
 __all__ = ["Backend", "compile_clock", "cuda_report", "get_backend", "thread_limits"]
 
@@ -28,16 +32,34 @@ class Backend:
     name : str
         ``"cpu"``.
     xp : module
-        numpy, or a module with numpy's interface.
+        numpy.
     """
 
     name: str
     xp: object
 
+    compile_seconds: ClassVar = 0.0  # numba tells that itself
+
     @cached_property
     def kernels(self):
         """The kernel module; loaded on first use, since compiling backends are slow to import."""
         return import_module(f"fastdmf.kernels.{self.name}")
+
+    def asarray(self, a, dtype=None):
+        """Return ``a`` as a C-contiguous array of ``xp``, from wherever it lives."""
+        return np.ascontiguousarray(as_host(a), dtype)
+
+    def host(self, *arrays):
+        """Return arrays of ``xp`` as NumPy's: one, or a tuple."""
+        return arrays[0] if len(arrays) == 1 else arrays
+
+    def captured(self, step):
+        """Return what does the same as ``step()`` and may cost less from the third call on."""
+        return step
+
+    def session(self):
+        """Return the context in which a solver computes."""
+        return nullcontext()
 
 
 _CPU = Backend("cpu", np)
@@ -45,24 +67,24 @@ _workqueue = RLock()
 _blas = SimpleNamespace(lock=Lock(), users=0, controller=None, limiter=None)
 
 
-def cuda_report():
-    """Say in one sentence what was found of CUDA."""
-    for package in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-        return f"{package} {version} is installed, but this release of fastdmf does not launch its CUDA kernels yet"
-    return "cupy is not installed, and this release of fastdmf does not launch its CUDA kernels yet"
+@lru_cache(maxsize=1)
+def _cuda():
+    cupy, sentence = find_cuda()
+    if cupy is None:
+        raise RuntimeError(f"device='cuda' is not available: {sentence}. Use device='cpu' or 'auto'.")
+    return CudaBackend(cupy)
 
 
-def get_backend(device="auto"):
+def get_backend(device="auto", *data):
     """Return the backend for ``device``.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        A device that is asked for and missing is an error, never a silent fallback.
+        A device that is asked for and missing is an error, never a silent fallback. "auto" is the CPU, and the GPU for
+        data that are there.
+    *data
+        What will be computed with.
 
     Raises
     ------
@@ -71,15 +93,15 @@ def get_backend(device="auto"):
     ValueError
         If the name is unknown.
     """
-    if device in ("auto", "cpu"):
-        return _CPU
-    if device == "cuda":
-        raise RuntimeError(f"device='cuda' is not available: {cuda_report()}. Use device='cpu' or 'auto'.")
-    raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" or (device == "auto" and any(is_on_device(a) for a in data)):
+        return _cuda()
+    return _CPU
 
 
 @contextmanager
-def compile_clock():
+def compile_clock(backend=_CPU):
     """Measure a block's seconds, those of waiting for kernels apart: importing, compiling, loading from the cache.
 
     Yields an object whose ``seconds`` and ``compile_seconds`` are set at the end. What other threads compile meanwhile
@@ -87,6 +109,7 @@ def compile_clock():
     """
     clock = SimpleNamespace(seconds=0.0, compile_seconds=0.0)
     begin = time.perf_counter()
+    compiled = backend.compile_seconds
     get_backend().kernels  # noqa: B018  the import, which takes most of a second the first time
     imported = time.perf_counter() - begin
     from numba.core import event
@@ -98,6 +121,7 @@ def compile_clock():
             yield clock
     finally:
         clock.compile_seconds = imported + (listener.duration if listener.done else 0.0)
+        clock.compile_seconds += backend.compile_seconds - compiled
         clock.seconds = time.perf_counter() - begin - clock.compile_seconds
 
 

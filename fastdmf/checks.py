@@ -4,6 +4,8 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from fastdmf.arrays import as_host
+
 __all__ = ["check_count", "check_data", "check_number", "check_real", "check_seed"]
 
 
@@ -32,7 +34,7 @@ def check_seed(seed):
 
 def check_real(name, value, ndims):
     """Return a finite real array; integers become float64."""
-    value = np.asarray(value)
+    value = np.asarray(as_host(value))
     if value.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
     if value.ndim not in ndims:

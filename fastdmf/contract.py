@@ -10,12 +10,15 @@ weights are (1, m) when the batch shares them, (B, m) when not.
 
 The methods of the base classes go through ``apply`` and ``adjoint``: they serve any scipy LinearOperator and are the
 oracle that every override is tested against.
+
+Losses of an evaluation and vectors are the backend's arrays; numbers that a fit needs once come as NumPy's.
 """
 
 import copy
 
 import numpy as np
 
+from fastdmf.arrays import as_native
 from fastdmf.losses import as_loss
 
 __all__ = ["Bound", "Operator", "check_real", "check_shape"]
@@ -36,7 +39,7 @@ def check_shape(shape):
 
 def check_real(name, array, ndims):
     """Return ``array`` as a finite float32 or float64 C-contiguous array with one of the ``ndims``."""
-    array = np.asarray(array)
+    xp, array = as_native(array)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.ndim not in ndims:
@@ -46,7 +49,7 @@ def check_real(name, array, ndims):
         array = array.astype(np.float64)
     if not np.isfinite(array.sum()) and not np.isfinite(array).all():
         raise ValueError(f"{name} contains NaN or infinite values")
-    return np.ascontiguousarray(array)
+    return xp.ascontiguousarray(array)
 
 
 class Operator:
@@ -128,16 +131,24 @@ class Operator:
             If the bound form hands the loss to kernels, and they do not know it.
         """
         loss = as_loss(loss)
-        if loss.code is None and self._bound.compiled:
+        bound = self._bound_on(backend)
+        if loss.code is None and bound.compiled:
             raise ValueError(
                 f"elementwise_loss={loss.name!r} is for RankOne and scipy operators: the kernels of "
                 f"{type(self).__name__} know losses of the residual alone, like ('truncated', delta)"
             )
-        return self._bound(self, backend, y, weights, loss, np.dtype(dtype), width, batch)
+        return bound(self, backend, y, weights, loss, np.dtype(dtype), width, batch)
 
-    @property
-    def _bound(self):
-        """The class of the bound form."""
+    def _bound_on(self, backend):
+        """The class of the bound form on a backend: by default the base class, which computes on the host.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if backend.name != "cpu":
+            raise ValueError(f"{type(self).__name__.lstrip('_')} operators compute on the CPU alone: pass device='cpu'")
         return Bound
 
 
@@ -155,8 +166,8 @@ class Bound:
 
     def _own(self, y, weights):
         """Keep the data; in the order of the measurements unless a subclass keeps them otherwise."""
-        self.y = np.ascontiguousarray(y, self.dtype)
-        self.weights = None if weights is None else np.ascontiguousarray(weights, self.dtype)
+        self.y = self.backend.asarray(y, self.dtype)
+        self.weights = None if weights is None else self.backend.asarray(weights, self.dtype)
 
     # --- what a subclass may do better -----------------------------------------------------------------------
 
@@ -225,18 +236,18 @@ class Bound:
         return g if self.weights is None else g * self.weights
 
     def losses(self, p, qt):
-        """Return sum w rho(A(P Q) - y), shape (B,), float64: a forward pass alone."""
-        return self._weighted_sum(self.loss.rho(self.forward(p, qt) - self.y, self.y))
+        """Return sum w rho(A(P Q) - y), shape (B,), float64, on the host: a forward pass alone."""
+        return self.backend.host(self._weighted_sum(self.loss.rho(self.forward(p, qt) - self.y, self.y)))
 
     def null_losses(self):
         """Return sum w rho(-y), the loss of W = 0: shape (1,) or (B,), float64."""
-        return self._weighted_sum(self.loss.rho(-self.y, self.y))
+        return self.backend.host(self._weighted_sum(self.loss.rho(-self.y, self.y)))
 
     def weight_sums(self):
         """Return sum w (m without weights), shape (1,) or (B,), float64: the divisor of a mean."""
         if self.weights is None:
             return np.array([float(self.operator.size)])
-        return self.weights.sum(axis=1, dtype=np.float64)
+        return self.backend.host(self.weights.sum(axis=1, dtype=np.float64))
 
     def curvature(self):
         """Return an estimate of the top curvature of sum w r^2 / 2 along low-rank directions, (1,) or (B,).
@@ -245,12 +256,15 @@ class Bound:
         factor f for the directions that matter.
         """
         norms = self.operator.squared_norms()
-        total = np.array([norms.sum()]) if self.weights is None else self.weights.astype(np.float64) @ norms
+        total = np.array([norms.sum()])
+        if self.weights is not None:
+            total = self.backend.host(self.weights).astype(np.float64) @ norms
         n1, n2 = self.operator.shape
         return self.operator.curvature_factor * total / (n1 * n2)
 
     def take(self, keep):
         """Return the bound form of the batch's slices ``keep`` (an index array)."""
+        keep = self.backend.asarray(keep)
 
         def pick(a):
             return a if a is None or len(a) == 1 else a[keep]
@@ -266,7 +280,7 @@ class Bound:
         return other
 
     def _forget_data(self):
-        self.y = np.zeros_like(self.y)
+        self.y = self.backend.xp.zeros_like(self.y)
 
     # --- helpers ---------------------------------------------------------------------------------------------
 

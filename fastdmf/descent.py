@@ -2,10 +2,12 @@
 
 import warnings
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
 
+from fastdmf.arrays import is_on_device, same_home
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.chain import INITS, Layout, initial_factors
 from fastdmf.checkpoint import CheckpointFile, digest
@@ -17,7 +19,7 @@ from fastdmf.losses import as_loss
 from fastdmf.operators import Operator, as_operator
 from fastdmf.penalties import as_penalties
 from fastdmf.problem import NORMALISATIONS, Problem
-from fastdmf.rules import as_rule
+from fastdmf.rules import RULES, as_rule
 
 __all__ = ["chain_layout", "solve"]
 
@@ -191,10 +193,12 @@ def solve(
     >>> bool(np.linalg.norm(solution.matrix() - truth) < 0.01 * np.linalg.norm(truth))
     True
     """
-    backend = get_backend(device)
+    backend = get_backend(device, y, getattr(operator, "a", None))
     rule = as_rule(rule)
     if not isinstance(operator, Operator):
         operator = as_operator(operator)
+    _check_device(backend, rule, penalty)
+    home = y  # results go where the data came from
     y, weights, dtype = check_data(operator, y, weights, dtype)
     elementwise_loss = as_loss(elementwise_loss)
     if loss not in NORMALISATIONS:
@@ -238,7 +242,7 @@ def solve(
     if validation is not None:
         held_out, weights, w_out = _split(validation, operator.size, weights, seeds)
 
-    with compile_clock() as clock, thread_limits(n_threads):
+    with compile_clock(backend) as clock, thread_limits(n_threads), backend.session():
         bound = operator.bind(
             backend, y, weights=weights, loss=elementwise_loss, dtype=dtype, width=layout.width, batch=batch
         )
@@ -256,18 +260,19 @@ def solve(
                 width=layout.width,
                 batch=batch,
             )
-        x = layout.allocate(batch, dtype, backend.xp)
+        x = layout.allocate(batch, dtype)
         for b in range(batch):
             if given is None:
                 start = initial_factors(layout, init, float(init_scale), seeds[b])
             else:
                 start = [w if w.ndim == 2 else w[b] for w in given]
             layout.write(x, start, b)
+        x = backend.asarray(x)
         process = _Descent(problem, rule, x, monitor, Tracker(track, truth, problem, x))
         _check_start(process, rule, init_scale, given is not None)
         if on_failure == "warn":
             start = None if given is not None else float(init_scale)
-            told = forecast_truth(layout, truth, layout.factors(x))
+            told = forecast_truth(layout, truth, layout.factors(backend.host(x)))
             told += forecast_rule(problem, rule, x, operator, weights, start, max_iter)
             told += forecast_data(operator, y, weights) if symmetric else []
             for sentence in told:
@@ -286,17 +291,33 @@ def solve(
                 process.state,
                 (layout, rule, loss, elementwise_loss, float(l2), penalties, stop, track, seeds),
             )
-            file = CheckpointFile(checkpoint, digest("solve", *settings, start.x, start.grad, start.losses, truth))
+            made = backend.host(start.x), backend.host(start.grad), backend.host(start.losses)
+            file = CheckpointFile(checkpoint, digest("solve", *settings, *made, truth))
         statuses, n_iter, history = drive(process, batch, stop, callback, file)
+        result = layout.factors(backend.host(process.result))
+        factors = same_home([np.array(w) for w in result], home)
     if on_failure == "warn":
         warn_unless_success(statuses)
 
-    factors = [np.array(w) for w in layout.factors(process.result)]
     if not batched:
         factors, statuses, n_iter = [w[0] for w in factors], statuses[0], int(n_iter[0])
         history = {k: v if k == "iteration" else v[:, 0] for k, v in history.items()}
     times = {"seconds": clock.seconds, "compile_seconds": clock.compile_seconds}
     return Solution(factors, statuses, n_iter, process.n_eval, history, symmetric, backend.name, **times)
+
+
+def _check_device(backend, rule, penalty):
+    """Refuse what the backend cannot do."""
+    if backend.name == "cpu":
+        return
+    if not rule.on_device:
+        able = ", ".join(repr(name) for name, kind in RULES.items() if kind.on_device)
+        raise ValueError(
+            f"rule {type(rule).__name__} computes on the CPU alone: pass device='cpu', or one of {able}, which run "
+            f"on {backend.name!r}"
+        )
+    if as_penalties(penalty):
+        raise ValueError(f"penalty= computes on the CPU alone: pass device='cpu' instead of {backend.name!r}")
 
 
 @dataclass
@@ -312,11 +333,14 @@ class _Descent:
     def __post_init__(self):
         self.n_eval = 1
         self.result = np.zeros_like(self.x)
-        self.best = None
+        self.best = self._update = None
         self.state = self.rule.init(self.problem, self.x)
 
     def step(self):
-        self.rule.step(self.problem, self.state)
+        if self._update is None:
+            update = partial(self.rule.step, self.problem, self.state)
+            self._update = self.problem.backend.captured(update) if self.rule.capturable else update
+        self._update()
         self.n_eval += self.rule.evaluations
 
     def failed(self):
@@ -324,13 +348,15 @@ class _Descent:
 
     def record(self):
         problem, state = self.problem, self.state
+        numbers = state.losses, state.objective, problem.squared_norm(state.grad), state.step_size
+        losses, objective, squared_norm, step_size = problem.backend.host(*numbers)
         values = {
-            "relative_loss": problem.relative(state.losses),
+            "relative_loss": problem.relative(losses),
             "null_objective": problem.null_objective,
-            "loss": problem.scale * state.losses,
-            "objective": state.objective,
-            "grad_norm": np.sqrt(problem.squared_norm(state.grad)),
-            "step_size": state.step_size.copy(),
+            "loss": problem.scale * losses,
+            "objective": objective,
+            "grad_norm": np.sqrt(squared_norm),
+            "step_size": step_size.copy(),
             **state.records(),
         }
         if self.monitor is not None:
@@ -344,7 +370,8 @@ class _Descent:
         if slices.all():
             self.best[:] = self.state.x
         else:
-            self.best[slices] = self.state.x[slices]
+            chosen = self.problem.backend.asarray(np.flatnonzero(slices))
+            self.best[chosen] = self.state.x[chosen]
 
     def finish(self, position, slice_, best):
         self.result[slice_] = (self.best if best else self.state.x)[position]
@@ -352,37 +379,50 @@ class _Descent:
     def take(self, keep):
         if len(keep) == len(self.state.x):
             return
-        self.state = self.state.take(keep)
+        self.state, self._update = self.state.take(keep), None
         if self.best is not None:
-            self.best = self.best[keep]
+            self.best = self.best[self.problem.backend.asarray(keep)]
         if self.monitor is not None:
             self.monitor = self.monitor.take(keep)
         self.tracker.take(keep)
         self.problem = self.problem.take(keep)
 
     def factors(self):
-        return [np.array(w) for w in self.problem.layout.factors(self.state.x)]
+        return [np.array(w) for w in self.problem.layout.factors(self.problem.backend.host(self.state.x))]
 
     def snapshot(self):
-        state = {f.name: getattr(self.state, f.name) for f in fields(self.state)}
-        kept = {"n_eval": self.n_eval, "result": self.result, "best": self.best}
+        host = self.problem.backend.host
+
+        def on_host(value):
+            return [host(part) for part in value] if isinstance(value, list) else host(value)
+
+        state = {f.name: on_host(getattr(self.state, f.name)) for f in fields(self.state)}
+        kept = {"n_eval": self.n_eval, "result": host(self.result), "best": host(self.best)}
         # The last record is made again.
         return {**kept, "block": self.tracker.block_before, "state": state}
 
     def resume(self, snapshot, active):
         self.take(active)
-        self.n_eval, self.result, self.best = (snapshot[name] for name in ("n_eval", "result", "best"))
+        self.n_eval, backend = snapshot["n_eval"], self.problem.backend
+        self.result, self.best = (
+            None if (value := snapshot[name]) is None else backend.asarray(value) for name in ("result", "best")
+        )
         self.tracker.block = snapshot["block"]
         for name, value in snapshot["state"].items():
+            # What is larger than a few numbers a slice is the backend's; so is what the start has there.
+            there = is_on_device(getattr(self.state, name)) or name in self.state.vectors
             if isinstance(value, np.ndarray):
-                value = self._aligned(value)
+                value = self._placed(value, there)
             elif isinstance(value, list):
-                value = [self._aligned(part) for part in value]
+                value = [self._placed(part, there) for part in value]
             setattr(self.state, name, value)
 
-    def _aligned(self, value):
-        """Return a copy where the kernels want it, on a cache line."""
-        place = self.problem.kernels.aligned_empty(value.shape, value.dtype)
+    def _placed(self, value, there):
+        """Return a copy where the kernels want it: on a cache line, or ``there``, on the device."""
+        problem = self.problem
+        if there:
+            return problem.backend.asarray(value)
+        place = get_backend("cpu").kernels.aligned_empty(value.shape, value.dtype)
         place[...] = value
         return place
 
@@ -391,8 +431,10 @@ def _check_start(process, rule, init_scale, given):
     """Refuse a start that cannot move: a critical point, or an update that rounding swallows."""
     state = process.state
     culprit = "factors" if given else f"init_scale={init_scale:g}"
-    waiting = process.problem.relative(state.losses) > 0
-    flat = waiting & (process.problem.squared_norm(state.grad) == 0)
+    problem = process.problem
+    losses, sizes, steps = problem.backend.host(state.losses, problem.squared_norm(state.grad), state.step_size)
+    waiting = problem.relative(losses) > 0
+    flat = waiting & (sizes == 0)
     if flat.any():
         raise ValueError(
             f"the start cannot move: its gradient is exactly zero ({culprit}). Factors of zeros are a saddle point, "
@@ -401,14 +443,14 @@ def _check_start(process, rule, init_scale, given):
     if not rule.fixed_step:
         return
     for b in np.flatnonzero(waiting):
-        intended = state.x.dtype.type(state.step_size[b]) * state.grad[b]
+        intended = state.x.dtype.type(steps[b]) * state.grad[b]
         realised = state.x[b] - (state.x[b] - intended)
         size = float(np.vdot(intended, intended))
         # Half of the update lost to rounding: the mode that should grow does not (papers' float32 stagnation).
         if size == 0 or float(np.vdot(realised, intended)) < 0.5 * size:
             raise ValueError(
                 f"the start cannot move: its updates are rounded away in {state.x.dtype} ({culprit}, step size "
-                f"{state.step_size[b]:g}). Use dtype='float64', a larger start, a larger learning rate or rule='auto'"
+                f"{steps[b]:g}). Use dtype='float64', a larger start, a larger learning rate or rule='auto'"
             )
 
 

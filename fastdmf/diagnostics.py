@@ -68,8 +68,9 @@ class Point:
     def __init__(self, tracker, problem, x):
         self.tracker, self._problem = tracker, problem
         self.depth = problem.layout.depth
-        self.factors = problem.layout.factors(x)
-        self.p, self.qt = problem.halves(x)
+        # Decompositions are the host's.
+        self.factors = problem.layout.factors(problem.backend.host(x))
+        self.p, self.qt = problem.backend.host(*problem.halves(x))
         self.sound = np.array([_magnitude(p) * _magnitude(qt) < _LARGEST for p, qt in zip(self.p, self.qt)])
         if not self.sound.all():
             self.p, self.qt = (np.where(self.sound[:, None, None], half, 0) for half in (self.p, self.qt))
@@ -87,8 +88,10 @@ class Point:
         if not self.tracker.aligns:
             return singular_values(self.p, self.qt.swapaxes(1, 2)), None
         w = np.stack([self.matrix(b) for b in range(len(self.p))])
-        g = np.empty(w.shape, self.p.dtype)
-        self._problem.bound.loss_and_adjoint(w.astype(self.p.dtype), g)
+        backend = self._problem.backend
+        g = backend.xp.empty(w.shape, self.p.dtype)
+        self._problem.bound.loss_and_adjoint(backend.asarray(w, self.p.dtype), g)
+        g = backend.host(g)
         k = min(*w.shape[1:], self.p.shape[2])
         values, alignment = np.empty((len(w), min(w.shape[1:]))), np.empty((len(w), 4))
         for b, scale in enumerate(2 * self._problem.scale):
@@ -283,7 +286,7 @@ class Tracker:
             wanted = ", ".join(name for name in self.names if name in _SIGNAL)
             if truth is None or not problem.layout.symmetric:
                 raise ValueError(f"track: {wanted} split U of W = U U^T by the truth: pass symmetric=True and truth=")
-            starts = problem.layout.factors(x)[0].astype(np.float64)
+            starts = problem.layout.factors(problem.backend.host(x))[0].astype(np.float64)
             self.signals = [_Signal(truth[0 if len(truth) == 1 else b], u) for b, u in enumerate(starts)]
 
     def record(self, problem, x):

@@ -60,7 +60,7 @@ def forecast_rule(problem, rule, x, operator, weights, init_scale, max_iter):
         return []
     batch, layout = len(x), problem.layout
     rng = np.random.default_rng(0)
-    u, v = (np.tile(rng.standard_normal(n).astype(x.dtype), (batch, 1)) for n in layout.shape)
+    u, v = (problem.backend.asarray(np.tile(rng.standard_normal(n).astype(x.dtype), (batch, 1))) for n in layout.shape)
     start = np.full(batch, init_scale) if init_scale is not None else problem.leading_singular(v.copy(), _POWER_STEPS)
     zero, grad = (layout.allocate(batch, x.dtype, problem.xp) for _ in range(2))
     problem.evaluate(zero, grad)

@@ -132,9 +132,12 @@ class EntryMask(Operator):
             return super().hold_out(fraction, rng)
         return np.sort(rng.permutation(allowed)[:count])
 
-    @property
-    def _bound(self):
-        return _BoundMask
+    def _bound_on(self, backend):
+        if backend.name == "cpu":
+            return _BoundMask
+        from fastdmf.device_bounds import DeviceMask
+
+        return DeviceMask
 
 
 class _BoundMask(Bound):

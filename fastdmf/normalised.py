@@ -41,4 +41,4 @@ class NormalisedGD(ScalarStep):
     def _adapt(self, problem, state):
         norm = np.sqrt(problem.squared_norm(state.grad))
         length = self.lr * (state.count + 1) ** -self.power
-        state.step_size = np.divide(length, norm, out=np.zeros(len(norm)), where=norm > 0)
+        state.step_size[:] = np.divide(length, norm, out=np.zeros(len(norm)), where=norm > 0)

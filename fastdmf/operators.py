@@ -4,6 +4,7 @@ from copy import copy
 
 import numpy as np
 
+from fastdmf.arrays import as_host
 from fastdmf.contract import Bound, Operator, check_real, check_shape
 from fastdmf.masks import EntryMask
 from fastdmf.seeded import GaussianSeeded
@@ -117,12 +118,15 @@ class GaussianDense(Operator):
     def squared_norms(self):
         out = np.zeros(self.size)
         for at, a in self._blocks():
-            out[at] = np.einsum("ij,ij->i", a, a, dtype=np.float64)
+            out[at] = as_host(np.einsum("ij,ij->i", a, a, dtype=np.float64))
         return out
 
-    @property
-    def _bound(self):
-        return _BoundGaussian
+    def _bound_on(self, backend):
+        if backend.name == "cpu":
+            return _BoundGaussian
+        from fastdmf.device_bounds import DeviceGaussian
+
+        return DeviceGaussian
 
 
 class _BoundGaussian(Bound):
@@ -137,7 +141,7 @@ class _BoundGaussian(Bound):
     def __init__(self, operator, backend, y, weights, loss, dtype, width=None, batch=1):
         super().__init__(operator, backend, y, weights, loss, dtype, width, batch)
         if operator.storage is None:
-            self._a = np.ascontiguousarray(operator.a, dtype)
+            self._a = backend.asarray(operator.a, dtype)
         elif dtype == np.float32:
             self._a = np.ascontiguousarray(operator.a).view(np.uint16)  # the kernels' form of float16
         else:
@@ -223,10 +227,9 @@ class RankOne(Operator):
 
     def squared_norms(self):
         a2 = np.einsum("ij,ij->i", self.a, self.a, dtype=np.float64)
-        return a2 * np.einsum("ij,ij->i", self.b, self.b, dtype=np.float64)
+        return as_host(a2 * np.einsum("ij,ij->i", self.b, self.b, dtype=np.float64))
 
-    @property
-    def _bound(self):
+    def _bound_on(self, backend):
         return _BoundRankOne
 
 
@@ -235,8 +238,8 @@ class _BoundRankOne(Bound):
 
     def __init__(self, operator, backend, y, weights, loss, dtype, width=None, batch=1):
         super().__init__(operator, backend, y, weights, loss, dtype, width, batch)
-        self._a = np.ascontiguousarray(operator.a, dtype)
-        self._b = self._a if operator.b is operator.a else np.ascontiguousarray(operator.b, dtype)
+        self._a = backend.asarray(operator.a, dtype)
+        self._b = self._a if operator.b is operator.a else backend.asarray(operator.b, dtype)
 
     def _products(self, p, qt, keep=False):
         """Return (a P, b Q^T), one array where they are one product; with ``keep`` in scratch memory."""

@@ -40,14 +40,15 @@ class Problem:
     def __init__(self, bound, layout, batch, *, loss="mse", l2=0.0, penalties=()):
         self.bound, self.layout, self.batch, self.loss, self.l2 = bound, layout, batch, loss, l2
         self.penalties = tuple(penalties)
-        self.xp, self.kernels = bound.backend.xp, bound.backend.kernels
+        self.backend, self.xp, self.kernels = bound.backend, bound.backend.xp, bound.backend.kernels
         self.weight_sums = np.broadcast_to(bound.weight_sums(), (batch,))
         self.scale = np.broadcast_to(NORMALISATIONS[loss](bound.weight_sums()), (batch,))
         null_losses = np.broadcast_to(bound.null_losses(), (batch,))
         self.null_objective = self.scale * null_losses
         self._null_divisors = np.where(null_losses > 0, null_losses, np.inf)
         # The operator pulls sum w rho / 2, so that squared loss has the residual itself.
-        self._factors = (2 * self.scale).astype(bound.dtype)
+        self._factors = self.backend.asarray(2 * self.scale, bound.dtype)
+        self._scale = self.backend.asarray(self.scale)
         self._sweep = Sweep(layout, batch, bound.dtype, self.xp)
         self._fused = bound.fuse_chain(layout)
         self._halves = None
@@ -68,7 +69,7 @@ class Problem:
         losses : ndarray of shape (B,)
             sum w rho(r), without c.
         objective : ndarray of shape (B,)
-            c times that plus the l2 term and the penalties.
+            c times that plus the l2 term and the penalties. Both are the backend's arrays; :meth:`measure` waits.
         """
         if self._fused is not None:
             losses = self._fused(x, grad, self._factors, probe)
@@ -88,13 +89,17 @@ class Problem:
             gqt *= self._factors[:, None, None]
             self._sweep.gradients(grad)
             self._halves = (p, qt)
-        objective = self.scale * losses
+        objective = self._scale * losses
         if self.l2:
             objective = objective + 0.5 * self.l2 * self.squared_norm(x)
             grad += x.dtype.type(self.l2) * x
         for penalty in self.penalties:
             objective = objective + penalty.add(self, x, grad)
         return losses, objective
+
+    def measure(self, x, grad, probe=None):
+        """As :meth:`evaluate`, with both results on the host: for rules that decide there."""
+        return self.backend.host(*self.evaluate(x, grad, probe))
 
     def take(self, keep):
         """Return the problem of the batch's slices ``keep`` (an index array)."""
@@ -109,16 +114,16 @@ class Problem:
         """Return copies-free (P, Q^T) of the point ``x``; at depth 1 (W, identity)."""
         if self.layout.depth == 1:
             w = self.layout.stored(x)[0]
-            return w, np.broadcast_to(np.eye(w.shape[2], dtype=w.dtype), (len(w), w.shape[2], w.shape[2]))
+            return w, self.xp.broadcast_to(self.xp.eye(w.shape[2], dtype=w.dtype), (len(w), w.shape[2], w.shape[2]))
         return self._sweep.products(x)
 
     def relative(self, losses):
-        """Return sum w rho(r) / sum w rho(y), the loss relative to that of W = 0 (0/0 is 0)."""
+        """Return sum w rho(r) / sum w rho(y), the loss relative to that of W = 0 (0/0 is 0); on the host."""
         return losses / self._null_divisors
 
     def squared_norm(self, a):
         """Return the squared norm of every slice of a (B, D) buffer, (B,) float64, in one pass."""
-        out = np.empty(len(a))
+        out = self.xp.empty(len(a))
         self.kernels.slices_dot(out, a, a)
         return out
 
@@ -128,7 +133,7 @@ class Problem:
         Returns
         -------
         s1 : ndarray of shape (B,), float64
-            Estimate of ||W||_2 from below; four thin products a step, W is never formed.
+            Estimate of ||W||_2 from below, on the host; four thin products a step, W is never formed.
         """
         if self._fused is not None:
             return self._fused.leading_singular(v, steps)
@@ -143,7 +148,7 @@ class Problem:
 
         for _ in range(steps):
             unit(backward(forward(v)), out=v)
-        return np.sqrt(squared_norm(forward(v)))
+        return np.sqrt(self.backend.host(squared_norm(forward(v))))
 
     def leading_gradient(self, u, v, steps):
         """Improve (u, v) towards the leading singular pair of G at the point evaluated last, in place."""
@@ -162,7 +167,7 @@ class Problem:
                 self.bound.loss_and_pull(p, qt, gp, gqt, (gv, gu))
             norms = unit(gv, out=u)
             unit(gu, out=v)
-        return norms
+        return self.backend.host(norms)
 
 
 def _matvec(a, v):
@@ -172,7 +177,9 @@ def _matvec(a, v):
 
 def dot(a, b):
     """Return the inner product of every slice, (B,), float64."""
-    return np.array([np.vdot(x, y) for x, y in zip(a, b)], np.float64)
+    if isinstance(a, np.ndarray):
+        return np.array([np.vdot(x, y) for x, y in zip(a, b)], np.float64)
+    return np.einsum("bi,bi->b", a, b).astype(np.float64)
 
 
 def squared_norm(a):
@@ -183,9 +190,14 @@ def squared_norm(a):
 def unit(a, out, chosen=None):
     """Write the slices of ``a`` that are ``chosen`` (default: all) and not zero to ``out`` with norm one; return norms.
 
-    A slice at a time: with one ``einsum`` and ``divide`` over all, a step of the take-off took longer at n = 100.
+    A slice at a time: with one ``einsum`` and ``divide`` over all, a step of the take-off took longer at n = 100. On a
+    device all at once, without waiting for it.
     """
     norms = np.sqrt(squared_norm(a))
+    if not isinstance(a, np.ndarray):
+        some = norms > 0 if chosen is None else (norms > 0) & chosen
+        out[...] = np.where(some[:, None], a / np.where(some, norms, 1).astype(a.dtype)[:, None], out)
+        return norms
     for b, size in enumerate(norms):
         if size > 0 and (chosen is None or chosen[b]):
             np.divide(a[b], a.dtype.type(size), out=out[b])

@@ -10,8 +10,11 @@ keeps the implicit low-rank bias; one with a number for each coordinate (Adam) d
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import numpy as np
+
+from fastdmf.arrays import is_on_device, same_home
 
 __all__ = ["Counted", "Rule", "ScalarStep", "State", "start"]
 
@@ -30,16 +33,24 @@ class State:
     step_size: np.ndarray
     failed: np.ndarray
 
+    # Fields that are made later, and then hold arrays of the backend.
+    vectors: ClassVar = ()
+
     def records(self):
         """Return what the rule adds to a record: name -> array over the slices."""
         return {}
 
     def take(self, keep):
         """Return the state of the slices ``keep`` (an index array)."""
-        return replace(
-            self,
-            **{f.name: value[keep] for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)},
-        )
+        kept = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                kept[f.name] = value[keep]
+            elif is_on_device(value):
+                (index,) = same_home([keep], value)
+                kept[f.name] = value[index]
+        return replace(self, **kept)
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,9 @@ class Rule:
     max_iter = 100_000  # default number of steps
     check_every = 10  # default number of steps between records
     evaluations = 1  # of a step
+    on_device = False  # whether it computes with the arrays of any backend
+    # Whether a step can be noted as a graph and replayed: it changes its state in place and tells the host nothing.
+    capturable = False
 
     def init(self, problem, x):
         """Evaluate the start ``x`` (B, D), which the state takes over."""
@@ -95,16 +109,16 @@ def start(problem, x, step_size):
         "grad": grad,
         "losses": losses,
         "objective": objective,
-        "step_size": np.full(len(x), float(step_size)),
+        "step_size": problem.xp.full(len(x), float(step_size)),
         "failed": np.zeros(len(x), bool),
     }
 
 
 @dataclass
 class Counted(State):
-    """A state that knows how many steps were taken."""
+    """A state that knows how many steps its slices have taken, (B,) float64 of the backend."""
 
-    count: int = 0
+    count: object = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +138,8 @@ class ScalarStep(Rule):
 
     def _begin(self, problem, x):
         """Return the state at the start."""
-        return Counted(**start(problem, x, self.lr))
+        return Counted(**start(problem, x, self.lr), count=problem.xp.zeros(len(x)))
 
     def _adapt(self, problem, state):
-        """Set ``state.step_size`` for the point just evaluated, after ``state.count`` steps."""
+        """Overwrite ``state.step_size`` for the point just evaluated, after ``state.count`` steps."""
         raise NotImplementedError

@@ -51,6 +51,8 @@ class GradientDescent(Rule):
 
     lr: float = 1e-2
 
+    on_device = capturable = True
+
     def __post_init__(self):
         self._require("lr", 0)
 
@@ -80,6 +82,8 @@ class Momentum(Rule):
 
     lr: float = 1e-2
     beta: float = 0.9
+
+    on_device = capturable = True
 
     def __post_init__(self):
         self._require("lr", 0)
@@ -134,25 +138,28 @@ class GroupRMSprop(ScalarStep):
     beta: float = 0.99
     eps: float = 1e-4
 
+    on_device = capturable = True
+
     def __post_init__(self):
         self._require("lr", 0)
         self._require("beta", 0, 1, closed=True)
         self._require("eps", 0)
 
     def _begin(self, problem, x):
-        return _MeanSquare(**start(problem, x, self.lr), mean_square=np.zeros(len(x)))
+        count, mean_square = problem.xp.zeros((2, len(x)))
+        return _MeanSquare(**start(problem, x, self.lr), count=count, mean_square=mean_square)
 
     def _adapt(self, problem, state):
-        state.mean_square = self.beta * state.mean_square + (1 - self.beta) * problem.squared_norm(state.grad)
+        state.mean_square *= self.beta
+        state.mean_square += (1 - self.beta) * problem.squared_norm(state.grad)
         root = np.sqrt(state.mean_square / (1 - self.beta ** (state.count + 1)))
-        state.step_size = self.lr / (root + self.eps)
+        state.step_size[...] = self.lr / (root + self.eps)
 
 
 @dataclass
-class _Moments(State):
+class _Moments(Counted):
     mean: np.ndarray = None
     square: np.ndarray = None
-    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,8 @@ class Adam(Rule):
     beta2: float = 0.999
     eps: float = 1e-8
 
+    on_device = capturable = True
+
     def __post_init__(self):
         self._require("lr", 0)
         self._require("beta1", 0, 1, closed=True)
@@ -182,6 +191,7 @@ class Adam(Rule):
     def init(self, problem, x):
         return _Moments(
             **start(problem, x, self.lr),
+            count=problem.xp.zeros(len(x)),
             mean=np.zeros_like(x),
             square=np.zeros_like(x),
         )
@@ -191,8 +201,8 @@ class Adam(Rule):
         state.count += 1
         state.mean += real(1 - self.beta1) * (g - state.mean)
         state.square += real(1 - self.beta2) * (g * g - state.square)
-        mean = state.mean / real(1 - self.beta1**state.count)
-        root = np.sqrt(state.square / real(1 - self.beta2**state.count))
+        first, second = ((1 - beta**state.count).astype(real)[:, None] for beta in (self.beta1, self.beta2))
+        mean, root = state.mean / first, np.sqrt(state.square / second)
         state.x -= real(self.lr) * mean / (root + real(self.eps))
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
 

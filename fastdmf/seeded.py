@@ -114,7 +114,7 @@ class GaussianSeeded(Operator):
         kernels = get_backend("cpu").kernels
         out = np.empty((rows.size, self.shape[0] * self.shape[1]), np.float32)
         scratch = kernels.seeded_scratch(1, kernels.seeded_width(out.shape[1]), self.ensemble)
-        kernels.seeded_entries(out, np.atleast_1d(rows), kernels.seeded_stream(self.seed, self.problem), scratch)
+        kernels.seeded_entries(out, np.atleast_1d(rows), self.stream(), scratch)
         return out.reshape(rows.shape + self.shape)
 
     def squared_norms(self):
@@ -127,13 +127,20 @@ class GaussianSeeded(Operator):
             self._norms = norms
         return self._norms.copy()
 
+    def stream(self):
+        """Return what the kernels know of the seed."""
+        return get_backend("cpu").kernels.seeded_stream(self.seed, self.problem)
+
     def _drawing(self, array):
         dtype = np.float32 if np.asarray(array).dtype == np.float32 else np.float64
         return _Drawing(self, get_backend("cpu").kernels, 1, dtype)
 
-    @property
-    def _bound(self):
-        return _BoundSeeded
+    def _bound_on(self, backend):
+        if backend.name == "cpu":
+            return _BoundSeeded
+        from fastdmf.device_bounds import DeviceSeeded
+
+        return DeviceSeeded
 
 
 class _Drawing:
@@ -150,7 +157,7 @@ class _Drawing:
 
     def __init__(self, operator, kernels, batch, dtype):
         self.kernels, self.index = kernels, operator.index
-        self.stream = kernels.seeded_stream(operator.seed, operator.problem)
+        self.stream = operator.stream()
         self.columns = operator.shape[0] * operator.shape[1]
         width = kernels.seeded_width(self.columns)
         self.parallel = batch * operator.size * width >= self._SERIAL_BELOW

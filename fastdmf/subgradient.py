@@ -65,11 +65,11 @@ class Subgradient(ScalarStep):
     def _adapt(self, problem, state):
         match self.schedule:
             case "polyak":
-                state.step_size = self.lr * _mean(problem, state)
+                state.step_size[:] = self.lr * _mean(problem, state)
             case "median":
-                state.step_size = self.lr * _quantile(problem, state, self.quantile)
+                state.step_size[:] = self.lr * _quantile(problem, state, self.quantile)
             case _:
-                state.step_size = np.full(len(state.x), self.lr * self.decay**state.count)
+                state.step_size[:] = self.lr * self.decay**state.count
 
 
 def _mean(problem, state):

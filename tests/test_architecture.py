@@ -12,8 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top; a module may import modules of lower rows only.
 LAYERS = [
     {"kernels"},
-    {"backend", "losses", "files"},
+    {"arrays", "losses", "files"},
+    {"cuda"},
+    {"backend"},
     {"contract", "chain"},
+    {"device_bounds"},
     {"masks", "seeded"},
     {"operators"},
     {"problem", "second_order", "symmetry"},
@@ -42,7 +45,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract", "masks", "operators", "losses"}}
 MAY_IMPORT = {
     "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "saving", "demo"},
-    "cupy": {"backend", "kernels"},
+    "cupy": {"arrays", "cuda"},
     "matplotlib": {"demo", "display"},
     "pyarrow": {"column_text"},
 }
