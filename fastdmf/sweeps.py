@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from fastdmf.backend import thread_limits
+from fastdmf.backend import get_backend, thread_limits
 from fastdmf.chain import INITS, Layout, initial_factors
 from fastdmf.checks import check_count, check_number, check_real, check_seed
 from fastdmf.descent import chain_layout, solve
@@ -53,15 +53,35 @@ _REFUSED = {
 # With these a run on the union of several masks would not be the run on its own.
 _KEEPS_APART = ("weights", "validation", "penalty")
 
-# Runs in a batch: while their factors hold so many numbers, and at most so many runs. Beyond, the steps' overhead is
-# small beside the arithmetic, and the memory of L-BFGS falls out of the cache (pytest tests/test_sweep.py -k cost -s).
-_NUMBERS, _RUNS = 60_000, 16
-# Cells of a matrix up to which runs with different masks go as one batch, on the union of the masks with weights 0 and
-# 1: at 30 x 30 it saves more overhead than the cells of the others cost, at 50 x 50 no more (same command).
-_UNION_CELLS = 1000
-# Bytes that batches which run at a time may take. Of a run, numbers for each of its factors' ("auto" keeps eight pairs
-# and a place for the next, the point, the trial and scratch) and for each cell of the matrix.
-_MEMORY = 1e9
+
+@dataclass(frozen=True)
+class _Budget:
+    """What a batch may be.
+
+    Attributes
+    ----------
+    runs, numbers : int
+        Most runs of a batch, and numbers that all their factors hold.
+    union_cells : int
+        Cells of a matrix up to which runs with different masks go as one batch, on the union of the masks with weights
+        0 and 1.
+    memory : float
+        Bytes that batches which run at a time may take.
+    """
+
+    runs: int
+    numbers: int
+    union_cells: int
+    memory: float
+
+
+# On the CPU the steps' overhead is small beside the arithmetic beyond, and the memory of L-BFGS falls out of the cache;
+# a union saves more overhead at 30 x 30 than the cells of the others cost, at 50 x 50 no more (pytest
+# tests/test_sweep.py -k cost -s). A GPU is filled by hundreds of small matrices, which go as full ones anyway: its
+# numbers follow from the arithmetic, and were measured nowhere yet.
+_BUDGETS = {"cpu": _Budget(16, 60_000, 1000, 1e9), "cuda": _Budget(1024, 1 << 28, 1 << 16, 8e9)}
+# Bytes of a run, numbers for each of its factors' ("auto" keeps eight pairs and a place for the next, the point, the trial
+# and scratch) and for each cell of the matrix.
 _PER_FACTOR, _PER_CELL = 24, 12
 # Seconds that the rest should take here for processes to be started, which takes about one.
 _WORTH = 2.0
@@ -79,9 +99,9 @@ def sweep(instance, *, n_jobs=None, batch_size=None, keep=None, verbose=False, c
     n_jobs : int, optional
         Worker processes, joblib's; 1: all in this process; -1: as many as there are cores. Default: processes where
         the rest of the sweep takes long enough and the operator's own kernels cannot use the cores (entry masks,
-        rank-one measurements). The results do not depend on it, bit for bit.
+        rank-one measurements). The results do not depend on it, bit for bit. With ``device="cuda"`` all is one process.
     batch_size : int, optional
-        Most runs in one batch. Default by the size of the factors, with at most about 1 GB in all.
+        Most runs in one batch. Default by the size of the factors, with at most about 1 GB in all (8 GB on a GPU).
     keep : {None, "histories", "solutions"}
         What to keep of each run beside its row: its records, or all that ``solve`` returns. Either adds ``"error"`` to
         the records where there is a truth.
@@ -112,7 +132,7 @@ def sweep(instance, *, n_jobs=None, batch_size=None, keep=None, verbose=False, c
     Every row is what ``solve(operator, y, random_state=seed, ...)`` alone gives, to rounding at first and in final
     quality later, and each run stops when it has ended, whatever others do. Runs go in one batch if they have the
     operator object, depth, width, rule and other settings in common; starts and data may differ. Runs on *different*
-    masks of one shape share a batch if the matrix has at most 1000 cells.
+    masks of one shape share a batch if the matrix has at most 1000 cells, or 65,536 on a GPU.
 
     Ctrl-C, and a callback that returns a true value, end the sweep with the rows that have ended; the others have the
     status ``"INTERRUPTED"`` or ``"STOPPED"``, no iterations and NaN.
@@ -150,6 +170,8 @@ def sweep(instance, *, n_jobs=None, batch_size=None, keep=None, verbose=False, c
 
     done, total, outcomes = 0, len(grid.points), {}
     unfinished = Status.INTERRUPTED
+    if grid.device == "cuda":
+        n_jobs = 1
     results = _results(_batches(grid, batch_size, keep), total, n_jobs, grid.fixed.get("n_threads"))
     try:
         for ended, whole in results:
@@ -250,6 +272,11 @@ class _Grid:
         if weights is not None and np.ndim(weights) != 1:
             raise ValueError(f"weights must have shape (m,), the same for all runs, got {np.shape(weights)}")
         return cls(axes, fixed, make, asked)
+
+    @property
+    def device(self):
+        """Where the runs are done: "cpu" or "cuda"."""
+        return get_backend(self.fixed.get("device", "auto")).name
 
     def instances(self):
         """Yield (instance, its runs) in the order of their first rows; each is made when it is asked for."""
@@ -396,7 +423,8 @@ def _joins(one, other):
 def _unites(instance, grid):
     """Whether runs on it may go in one batch with others on other masks."""
     shape = instance.operator.shape
-    small = isinstance(instance.operator, EntryMask) and shape[0] * shape[1] <= _UNION_CELLS
+    most = _BUDGETS[grid.device].union_cells
+    small = isinstance(instance.operator, EntryMask) and shape[0] * shape[1] <= most
     return small and not any(name in grid.fixed for name in _KEEPS_APART)
 
 
@@ -414,7 +442,7 @@ def _cut(held, grid, batch_size, keep):
             layout = chain_layout(instance.operator.shape, **chain)
         except ValueError as error:
             raise ValueError(_at(run, error)) from error
-        most = batch_size or _most_runs(layout, instance.operator)
+        most = batch_size or _most_runs(layout, instance.operator, _BUDGETS[grid.device])
         for part in np.array_split(np.arange(len(members)), -(-len(members) // most)):
             instances, runs = zip(*(members[k] for k in part))
             operator, y, weights = _shared_data(instances)
@@ -425,10 +453,11 @@ def _run_bytes(layout):
     return 8 * (_PER_FACTOR * layout.size + _PER_CELL * layout.shape[0] * layout.shape[1])
 
 
-def _most_runs(layout, operator):
-    if isinstance(operator, (GaussianDense, GaussianSeeded)):
-        return max(1, int(_MEMORY // _run_bytes(layout)))
-    return max(1, min(_RUNS, _NUMBERS // layout.size))
+def _most_runs(layout, operator, budget):
+    fit = int(budget.memory // _run_bytes(layout))
+    if not isinstance(operator, (GaussianDense, GaussianSeeded)):
+        fit = min(fit, budget.runs, budget.numbers // layout.size)
+    return max(1, fit)
 
 
 def _shared_data(instances):
@@ -489,7 +518,7 @@ def _jobs(batch, n_jobs, left, seconds):
     if not isinstance(batch.operator, (EntryMask, RankOne)):
         return 1
     runs = len(batch.runs)
-    fit = int(_MEMORY // (runs * _run_bytes(batch.layout)))
+    fit = int(_BUDGETS["cpu"].memory // (runs * _run_bytes(batch.layout)))
     return max(1, min(effective_n_jobs(-1), -(-left // runs), fit))
 
 

@@ -1,6 +1,7 @@
 """``sweep``: rows against single runs, what shares a batch, processes, the table, wrong arguments, Ctrl-C."""
 
 import csv
+import dataclasses
 import itertools
 import logging
 import signal
@@ -17,6 +18,11 @@ from fastdmf.rules import GradientDescent, GroupRMSprop
 from fastdmf.sweeps import SweepTable, sweep
 
 NUMBERS = ("n_iter", "n_eval", "loss", "error", "rank", "effective_rank", "nuclear_norm")
+
+
+def budget(monkeypatch, **changes):
+    """Let batches on the CPU be something else."""
+    monkeypatch.setitem(sweeps._BUDGETS, "cpu", dataclasses.replace(sweeps._BUDGETS["cpu"], **changes))
 
 
 def instance(seed, count=150, n=20):
@@ -196,7 +202,7 @@ def test_memory_bounds_a_batch(monkeypatch, batches):
     made = dense()
     whole = sweep(made, seed=range(5), max_iter=20)
     layout = sweeps.chain_layout(made[0].shape)
-    monkeypatch.setattr(sweeps, "_MEMORY", 2.5 * sweeps._run_bytes(layout))
+    budget(monkeypatch, memory=2.5 * sweeps._run_bytes(layout))
     parts = sweep(made, seed=range(5), max_iter=20)
     assert [size for _, size in batches] == [5, 2, 2, 1]
     np.testing.assert_allclose(whole["loss"], parts["loss"], rtol=1e-9)
@@ -274,7 +280,7 @@ def test_processes_where_they_are_worth_it(monkeypatch):
     assert sweeps._jobs(mask, None, 3, 2 * sweeps._WORTH) == 3
     assert sweeps._jobs(mask, 1, 100, 99.0) == 1 and sweeps._jobs(mask, 3, 100, 0.0) == 3
     assert sweeps._jobs(gaussian, None, 100, 99.0) == 1
-    monkeypatch.setattr(sweeps, "_MEMORY", 2.5 * sweeps._run_bytes(mask.layout))
+    budget(monkeypatch, memory=2.5 * sweeps._run_bytes(mask.layout))
     assert sweeps._jobs(mask, None, 100, 99.0) == 2
 
 
@@ -290,7 +296,7 @@ def cpu_of_a_step(make, settings, **more):
 
 def test_cost_of_batches(monkeypatch):
     """A run alone, in a batch of eight, and in a batch on the union of eight masks; -s prints all sizes."""
-    monkeypatch.setattr(sweeps, "_UNION_CELLS", np.inf)
+    budget(monkeypatch, union_cells=np.inf)
     for n, rule in itertools.product((10, 30, 50, 100), ("group_rmsprop", "auto")):
         settings = {"rule": rule, "max_iter": 100, "tol": 1e-30, "seed": range(8)}
         own = {"count": n * n // 4, "n": n}
