@@ -23,7 +23,7 @@ def test_two_set_up_commands():
 def test_examples_are_found():
     """All fenced blocks are either set-up commands or examples."""
     assert {language for language, _ in BLOCKS} == {"bash", "python"}
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 13
     assert README.count("```") == 2 * len(BLOCKS)
 
 
