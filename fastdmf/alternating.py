@@ -8,21 +8,24 @@ has variance s. A factorized Gaussian posterior has variances that are functions
 
 so that s, g, the variances and every ridge weight have closed forms which cost O((n1 + n2) H) a sweep (Raiko, Ilin and
 Karhunen 2007; Lim and Teh 2007; Nakajima and Sugiyama 2011 on what they prune). The rows' regressions take one to three
-steps of conjugate gradients (``kernels.row_solve``). Components that the data do not support die by themselves:
+steps of conjugate gradients (``kernels.row_solver``). Components that the data do not support die by themselves:
 there is no learning rate, no penalty and no rank to choose.
 
 Depth enters through the prior variances: tied across components as g_k <- gbar^(1 - theta) g_k^theta with
 theta = 1 - 2/N, they are the empirical-Bayes counterpart of the Schatten-2/N penalty of N factors under weight decay.
+
+On a device live the factors, the prior means, the entries and what there is of numbers a row; sums over rows come to
+the host, where all of the size of the width is done.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastdmf.factor_model import SERIAL
+from fastdmf.backend import get_backend
 from fastdmf.mask_features import Regression, mask_features
 
-__all__ = ["HeldSide", "Settings", "Sweeps", "balanced_factors", "balancing_rotations"]
+__all__ = ["HeldSide", "Settings", "Solvers", "Sweeps", "balanced_factors", "balancing_rotations"]
 
 # The constants below were chosen on MovieLens-100K u1 and MovieLens-1M with the test curve in sight; everything else
 # was then only run.
@@ -37,15 +40,15 @@ _WARM_SWEEPS, _FEATURES_FROM = 2, 3
 # Entries up to which rows keep the columns of zeros that dead components leave: narrower ones would be another compiled
 # version of the regressions, two seconds of a first fit, for less than a millisecond a sweep.
 _FEW = 100_000
-_BLOCK = 1 << 14  # rows that are held in float64 at a time
+_BLOCK, _BLOCK_ON_DEVICE = 1 << 14, 1 << 18  # rows that are held in float64 at a time
 
 
 @dataclass(frozen=True)
 class HeldSide:
     """The entries of the rows, or of the columns, in memory: one block.
 
-    ``Sweeps`` takes anything with ``indptr``, ``weighted``, ``blocks`` and ``arrays``; ``shards`` has the one that
-    reads from disk.
+    :class:`Solvers` takes anything with ``indptr``, ``weighted``, ``blocks`` and ``arrays``; ``shards`` has the one
+    that reads from disk.
 
     Attributes
     ----------
@@ -75,6 +78,28 @@ class HeldSide:
         return self.indptr, self.indices, self.y, self.w
 
 
+class Solvers:
+    """The regressions of all rows: pairs (slice of the rows, what ``kernels.row_solver`` gives), a block at a time.
+
+    Those of entries in memory are made once for all fits: on a device they hold a copy of the entries.
+
+    Attributes
+    ----------
+    entries : HeldSide, or an object with its methods
+    """
+
+    def __init__(self, kernels, entries):
+        self._kernels, self.entries = kernels, entries
+        self._kept = list(self._made()) if isinstance(entries, HeldSide) else None
+
+    def _made(self):
+        for at, *block in self.entries.blocks():
+            yield at, self._kernels.row_solver(*block)
+
+    def __iter__(self):
+        return self._made() if self._kept is None else iter(self._kept)
+
+
 class _Side:
     """The rows, or the columns: entries in their order, factors, prior, and what the posterior needs of it.
 
@@ -82,15 +107,18 @@ class _Side:
     variances, so that sums over rows are sums over distinct counts.
     """
 
+    _SUMS = "second", "away", "variance", "mean_variance"
     _CHANGING = "x", "mean", "free", "prior", "second", "away", "variance", "mean_variance", "posterior"
     _OF_REGRESSION = "variance", "coefficients", "divergence"
+    _OF_ROWS = "counts", "distinct", "which", "times", "distinct_reach", "reach"
 
-    def __init__(self, kernels, entries, width, dtype):
-        self.kernels, self.entries, self.indptr = kernels, entries, entries.indptr
+    def __init__(self, backend, solvers, width, dtype):
+        self.backend, self.solvers, self.entries = backend, solvers, solvers.entries
+        self.indptr = self.entries.indptr
         self.n = len(self.indptr) - 1
         self.dtype = dtype
-        if entries.weighted:
-            self.counts = np.concatenate([_row_sums(indptr, w) for _, indptr, *_, w in entries.blocks()])
+        if self.entries.weighted:
+            self.counts = np.concatenate([_row_sums(indptr, w) for _, indptr, *_, w in self.entries.blocks()])
         else:
             self.counts = np.diff(self.indptr).astype(np.float64)
         self.total = max(self.counts.sum(), 1e-300)
@@ -100,7 +128,8 @@ class _Side:
         # What the ridge of the warm start grows with.
         self.distinct_reach = np.sqrt(np.maximum(self.distinct, 1) / self.density)
         self.reach = self.distinct_reach[self.which]
-        self.x = kernels.aligned_empty((self.n, width), dtype)
+        self._move()
+        self.x = backend.kernels.aligned_empty((self.n, width), dtype)
         self.x[:] = 0
         self.free = np.ones(width)
         self.mean = None
@@ -111,38 +140,66 @@ class _Side:
         self.mean_variance = np.zeros(width)  # mean_i V_ik
         self.posterior = None  # (s, a, b, l) of the variances
 
-    def improve(self, other, scale, scaled_ridge, ridge, steps=_STEPS):
-        """Regress every row on the other side; return the squared error before."""
-        cast = lambda v: np.ascontiguousarray(v, self.dtype)  # noqa: E731
-        scale, *vectors = map(cast, (scale, scaled_ridge, ridge, other.second, self.free))
+    def _move(self):
+        """Bring what there is of numbers a row to where the backend computes."""
+        self._block = _BLOCK if self.backend.name == "cpu" else _BLOCK_ON_DEVICE
+        for name in self._OF_ROWS:
+            setattr(self, name, self.backend.asarray(getattr(self, name)))
+
+    def _placed(self, a):
+        """Return a copy there; the kernels want whole cache lines."""
+        place = self.backend.kernels.aligned_empty(a.shape, a.dtype)
+        place[:] = self.backend.asarray(a)
+        return place
+
+    def _uploaded(self, *vectors):
+        """Return vectors of the host there, in one copy."""
+        return self.backend.asarray(np.stack(vectors))
+
+    def improve(self, other, scale, scaled_ridge, ridge, steps=_STEPS, posterior=None):
+        """Regress every row on the other side; return the squared error before.
+
+        ``posterior`` is what :meth:`spread` takes: given here, its sums come from a device together with the others.
+        """
+        vectors = scaled_ridge, ridge, other.second, self.free
         error = 0.0
-        for at, indptr, *data in self.entries.blocks():
+        for at, solve in self.solvers:
             mean = None if self.mean is None else self.mean[at]
-            row_solve = self.kernels.row_solve if indptr[-1] > SERIAL else self.kernels.row_solve_serial
-            error += row_solve(self.x[at], other.x, mean, indptr, *data, scale[at], *vectors, steps, _TOL)
-        self.measure()
-        return error
+            error = error + solve(self.x[at], other.x, mean, scale[at], vectors, steps, _TOL)
+        error, *sums = self.backend.host(error, *self._squares(), *self._spreads(posterior))
+        for name, value in zip(self._SUMS, sums):
+            setattr(self, name, value)
+        return float(error)
 
-    @property
-    def indices(self):
-        """The columns of the entries, which the features of the mask take whole."""
-        return self.entries.indices
-
-    def release(self):
-        """Let the entries go: the side can be read, and no longer improved."""
-        self.entries = None
+    def finish(self, entries=False):
+        """Bring all to the host; the side can be read, and no longer improved. Entries are kept if ``entries``."""
+        self.solvers = None
+        if not entries:
+            self.entries = None
+        home = get_backend()
+        if self.backend is not home:
+            self.backend = home
+            self._move()
+            self.x, self.mean = (None if a is None else self._placed(a) for a in (self.x, self.mean))
+            if self.regression is not None:
+                self.regression.features = home.asarray(self.regression.features)
 
     def measure(self):
-        """Sum the squares of the factors, a block of rows in float64 at a time."""
-        second, away = np.zeros(self.x.shape[1]), np.zeros(self.x.shape[1])
-        for k in range(0, self.n, _BLOCK):
-            at = slice(k, k + _BLOCK)
+        """Sum the squares of the factors."""
+        self.second, self.away = self.backend.host(*self._squares())
+
+    def _squares(self):
+        """Return sum_i c_i x_ik^2 / nnz and mean_i (x - m)_ik^2, a block of rows in float64 at a time."""
+        zeros, width = self.backend.xp.zeros, self.x.shape[1]
+        second, away = zeros(width), zeros(width)
+        for k in range(0, self.n, self._block):
+            at = slice(k, k + self._block)
             x = self.x[at].astype(np.float64)
-            second += np.einsum("i,ik,ik->k", self.counts[at], x, x)
+            second += _square_sums(x, self.counts[at])
             if self.mean is not None:
                 x -= self.mean[at]
-            away += np.einsum("ik,ik->k", x, x)
-        self.second, self.away = second / self.total, away / self.n
+            away += _square_sums(x)
+        return second / self.total, away / self.n
 
     def square_sum(self):
         """Return sum w y^2."""
@@ -152,31 +209,40 @@ class _Side:
             total += float(np.vdot(y, y) if w is None else np.dot(w[: len(y)], y.astype(np.float64) ** 2))
         return total
 
-    def divergence(self):
-        """Return the divergence of the posterior from the prior of every column, (H,); 0 for columns not free."""
-        logs = np.zeros(len(self.prior))
-        for k in range(0, len(self.distinct), _BLOCK):
-            at = slice(k, k + _BLOCK)
+    def logs(self):
+        """Return sum_i log(V_ik / g_k), (H,), where the factors live; of any finite number for columns not free."""
+        logs, (prior,) = self.backend.xp.zeros(len(self.prior)), self._uploaded(self.prior)
+        for k in range(0, len(self.distinct), self._block):
+            at = slice(k, k + self._block)
             v = self.variances(self.distinct[at], self.distinct_reach[at])
-            logs += self.times[at] @ np.log(np.where(v > 0, v, 1) / self.prior)
+            logs += self.times[at] @ np.log(np.where(v > 0, v, 1) / prior)
+        return logs
+
+    def divergence(self, logs):
+        """Return the divergence of the posterior from the prior of every column, (H,); 0 for columns not free.
+
+        ``logs`` are those of :meth:`logs`, on the host.
+        """
         return self.free * 0.5 * (self.n * ((self.mean_variance + self.away) / self.prior - 1) - logs)
 
     def select(self, keep):
         """Keep the columns ``keep`` of the factors and of all that goes with them."""
-        width = self.x.shape[1]
-        if self.indptr[-1] > _FEW:
-            multiple = self.kernels.row_multiple(self.dtype)
-            width = -(-max(len(keep), 1) // multiple) * multiple
+        width = _padded(len(keep), self.dtype) if self.indptr[-1] > _FEW else self.x.shape[1]
+        places = self.backend.asarray(keep)
 
         def kept(v, fill=0.0):
-            out = np.full((*v.shape[:-1], width), fill, v.dtype)
-            out[..., : len(keep)] = v[..., keep]
+            out = np.full(width, fill, v.dtype)
+            out[: len(keep)] = v[keep]
             return out
 
-        x, self.x = self.x, self.kernels.aligned_empty((self.n, width), self.dtype)
-        self.x[:, : len(keep)], self.x[:, len(keep) :] = x[:, keep], 0
+        def kept_of_rows(a):
+            out = self.backend.kernels.aligned_empty((self.n, width), self.dtype)
+            out[:, : len(keep)], out[:, len(keep) :] = a[:, places], 0
+            return out
+
+        self.x = kept_of_rows(self.x)
         if self.mean is not None:
-            self.mean = kept(self.mean)
+            self.mean = kept_of_rows(self.mean)
             self.regression.select(keep)
         for name in ("free", "second", "away", "variance", "mean_variance"):
             setattr(self, name, kept(getattr(self, name)))
@@ -189,25 +255,23 @@ class _Side:
         regression = None
         if self.regression is not None:
             regression = {name: getattr(self.regression, name) for name in self._OF_REGRESSION}
-        return {"arrays": {name: getattr(self, name) for name in self._CHANGING}, "regression": regression}
+        arrays = {name: self.backend.host(getattr(self, name)) for name in self._CHANGING}
+        return {"arrays": arrays, "regression": regression}
 
     def resume(self, snapshot):
         """Go on from a snapshot; features, counts and entries are those of the start."""
         for name, value in snapshot["arrays"].items():
-            if isinstance(value, np.ndarray) and value.ndim == 2:
-                # The kernels want whole cache lines.
-                place = self.kernels.aligned_empty(value.shape, value.dtype)
-                place[:] = value
-                value = place
-            setattr(self, name, value)
+            of_rows = isinstance(value, np.ndarray) and value.ndim == 2
+            setattr(self, name, self._placed(value) if of_rows else value)
         for name, value in (snapshot["regression"] or {}).items():
             setattr(self.regression, name, value)
 
     def variances(self, counts, reach):
         """Return V for rows with these counts, (len(counts), H)."""
-        s, a, b, ridge = self.posterior
+        s, *vectors = self.posterior
+        a, b, ridge, numerator = self._uploaded(*vectors, s * self.free)
         shape = counts[:, None] * a + reach[:, None] * b + ridge
-        return s * self.free / np.maximum(shape, 1e-300)
+        return numerator / np.maximum(shape, 1e-300)
 
     def variances_of(self, index):
         """Return V of the rows ``index``, (k, H)."""
@@ -215,20 +279,39 @@ class _Side:
 
     def spread(self, s, a, b, ridge):
         """Set the posterior and sum its variances."""
-        self.posterior = s, a, b, ridge
-        self.variance, self.mean_variance = np.zeros(len(a)), np.zeros(len(a))
-        for k in range(0, len(self.distinct), _BLOCK):
-            at = slice(k, k + _BLOCK)
+        self.variance, self.mean_variance = self.backend.host(*self._spreads((s, a, b, ridge)))
+
+    def _spreads(self, posterior):
+        """Set the posterior and return sum_i c_i V_ik / nnz and mean_i V_ik; nothing where that is None."""
+        if posterior is None:
+            return ()
+        self.posterior, zeros = posterior, self.backend.xp.zeros
+        variance, mean_variance = zeros(len(self.free)), zeros(len(self.free))
+        for k in range(0, len(self.distinct), self._block):
+            at = slice(k, k + self._block)
             v = self.variances(self.distinct[at], self.distinct_reach[at])
-            self.variance += (self.times[at] * self.distinct[at]) @ v
-            self.mean_variance += self.times[at] @ v
-        self.variance /= self.total
-        self.mean_variance /= self.n
+            variance += (self.times[at] * self.distinct[at]) @ v
+            mean_variance += self.times[at] @ v
+        return variance / self.total, mean_variance / self.n
+
+
+def _padded(width, dtype):
+    """Return the width in whole cache lines of the CPU, on every device: fits and checkpoints move between them."""
+    multiple = get_backend().kernels.row_multiple(dtype)
+    return -(-max(width, 1) // multiple) * multiple
 
 
 def _row_sums(indptr, w):
     sums = np.concatenate(([0.0], np.cumsum(w[: indptr[-1]], dtype=np.float64)))
     return sums[indptr[1:]] - sums[indptr[:-1]]
+
+
+def _square_sums(x, weights=None):
+    """Return sum_i w_i x_ik^2, (H,)."""
+    if isinstance(x, np.ndarray):
+        return np.einsum("ik,ik->k", x, x) if weights is None else np.einsum("i,ik,ik->k", weights, x, x)
+    # cupy's einsum would take a product of two vectors for every column.
+    return (np.ones_like(x[:, 0]) if weights is None else weights) @ (x * x)
 
 
 @dataclass
@@ -250,26 +333,25 @@ class Settings:
 
 
 class Sweeps:
-    """One variational fit: ``warm_up`` and ``sweep`` improve ``rows``, ``columns`` and the noise variance ``noise``.
+    """One variational fit: ``start``, then ``step`` improves ``rows``, ``columns`` and the noise variance ``noise``.
 
     Parameters
     ----------
-    kernels : module
-    rows, columns : HeldSide, or an object with its methods
-        The entries in either order.
+    backend : Backend
+    rows, columns : Solvers
+        For the entries in either order.
     settings : Settings
     rng : numpy.random.Generator
     dtype : numpy dtype
     """
 
-    def __init__(self, kernels, rows, columns, settings, rng, dtype):
-        self.settings, self.rng, self.kernels, self.dtype = settings, rng, kernels, dtype
+    def __init__(self, backend, rows, columns, settings, rng, dtype):
+        self.settings, self.rng, self.backend, self.dtype = settings, rng, backend, dtype
         self.head = 2 if settings.biases else 0
         self.live = self.head + settings.width
-        multiple = kernels.row_multiple(dtype)
-        width = -(-max(self.live, 1) // multiple) * multiple
-        self.rows = _Side(kernels, rows, width, dtype)
-        self.columns = _Side(kernels, columns, width, dtype)
+        width = _padded(self.live, dtype)
+        self.rows = _Side(backend, rows, width, dtype)
+        self.columns = _Side(backend, columns, width, dtype)
         self.sides = self.rows, self.columns
         for side in self.sides:
             side.free[self.live :] = 0
@@ -280,9 +362,10 @@ class Sweeps:
 
     def use_features(self, count):
         """Let spectral features of the mask set the prior means; ``count`` vectors."""
-        features = mask_features(self.kernels, *self.sides, count, self.rng, self.dtype)
+        patterns = ((side.indptr, side.entries.indices, self.backend.host(side.counts)) for side in self.sides)
+        features = mask_features(get_backend().kernels, *patterns, count, self.rng, self.dtype)
         for side, f, basis in zip(self.sides, features[:2], features[2:]):
-            side.regression = Regression(f, np.ones(self.live))
+            side.regression = Regression(self.backend.asarray(f), np.ones(self.live))
             side.basis = basis
             side.mean = np.zeros_like(side.x)
 
@@ -307,7 +390,8 @@ class Sweeps:
         latent = slice(head, self.live)
         shape = columns.n, self.settings.width
         if self.settings.width:
-            columns.x[:, latent] = _START * self.noise**0.25 * self.rng.standard_normal(shape, dtype=self.dtype)
+            drawn = _START * self.noise**0.25 * self.rng.standard_normal(shape, dtype=self.dtype)
+            columns.x[:, latent] = self.backend.asarray(drawn, self.dtype)
         columns.measure()
         # About the spectral norm of the noise on the mask.
         self.penalty = np.zeros(width)
@@ -338,7 +422,7 @@ class Sweeps:
         latent = slice(self.head, self.live)
         left, right, _ = balancing_rotations(self.rows.x[:, latent], self.columns.x[:, latent])
         for side, turn in zip(self.sides, (left, right)):
-            side.x[:, latent] = side.x[:, latent] @ turn.astype(self.dtype)
+            side.x[:, latent] = side.x[:, latent] @ self.backend.asarray(turn, self.dtype)
             side.measure()
 
     # --- sweeps --------------------------------------------------------------------------------------------------
@@ -347,8 +431,8 @@ class Sweeps:
         """Improve rows, columns, priors and noise."""
         for side, other in (self.sides, self.sides[::-1]):
             ridge = self.noise / side.prior
-            self.squared_error = side.improve(other, side.counts, other.variance, ridge)
-            side.spread(self.noise, other.second + other.variance, np.zeros_like(ridge), ridge)
+            posterior = self.noise, other.second + other.variance, np.zeros_like(ridge), ridge
+            self.squared_error = side.improve(other, side.counts, other.variance, ridge, posterior=posterior)
             if side.regression is not None and self.done >= _FEATURES_FROM:
                 self._centre(side)
         self._estimate()
@@ -360,7 +444,8 @@ class Sweeps:
         trust = 1 / (1 + posterior / side.prior[latent].mean())
         live = slice(0, self.live)
         side.mean[:, live] = side.regression.fit(side.x[:, live], trust[side.which], side.prior[live])
-        side.mean[:, side.free == 0] = 0
+        for k in np.flatnonzero(side.free[live] == 0):
+            side.mean[:, k] = 0
         side.measure()
 
     def _estimate(self):
@@ -397,11 +482,18 @@ class Sweeps:
         -nnz/2 (log(2 pi s) + 1) less the divergence of each factor's posterior from its prior,
         1/2 sum (V + (x - m)^2) / g - 1 - log(V / g), and that of the coefficients of the mask's features from theirs.
         """
-        divergence = sum(side.divergence().sum() for side in self.sides)
+        logs = self.backend.host(*(side.logs() for side in self.sides))
+        divergence = sum(side.divergence(part).sum() for side, part in zip(self.sides, logs))
         for side in self.sides:
             if side.regression is not None and side.regression.divergence is not None:
                 divergence += side.free[: self.live] @ side.regression.divergence
         return -0.5 * self.rows.total * (np.log(2 * np.pi * self.noise) + 1) - divergence
+
+    def finish(self):
+        """Bring all to the host and let the entries by column go: the fit can be read, and no longer improved."""
+        self.rows.finish(entries=True)
+        self.columns.finish()
+        self.backend = get_backend()
 
     _NUMBERS = "live", "done", "noise", "squared_error"
 
@@ -432,12 +524,14 @@ class Sweeps:
 def balancing_rotations(p, q):
     """Return (L, R, s) with p L = U S^(1/2) and q R = V S^(1/2), where p q^T = U S V^T.
 
-    Through the eigenvectors of the two small Gram matrices in float64, no decomposition of tall matrices.
+    Through the eigenvectors of the two small Gram matrices in float64, no decomposition of tall matrices; on the host,
+    wherever p and q are.
     """
-    values, vectors = np.linalg.eigh((p.T @ p).astype(np.float64))
+    p_gram, q_gram = get_backend("auto", p).host(p.T @ p, q.T @ q)
+    values, vectors = np.linalg.eigh(p_gram.astype(np.float64))
     values = np.maximum(values, values[-1] * 1e-12 + 1e-30) if len(values) else values
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
-    squared, turn = np.linalg.eigh(root @ (q.T @ q).astype(np.float64) @ root)
+    squared, turn = np.linalg.eigh(root @ q_gram.astype(np.float64) @ root)
     squared, turn = squared[::-1], turn[:, ::-1]
     s = np.sqrt(np.maximum(squared, squared[0] * 1e-12 + 1e-30)) if len(squared) else squared
     return inverse @ turn * np.sqrt(s), root @ turn / np.sqrt(s), s

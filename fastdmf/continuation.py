@@ -18,12 +18,14 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from fastdmf.arrays import is_on_device
 from fastdmf.tangent import LowRank, Tangent, ridge_solve
 
 __all__ = ["Continuation", "Schedule"]
 
 _CG_TOL, _CG = 1e-3, 150
-# Cells a measurement up to which X is formed: then three products with it cost less than three sparse passes.
+# Cells a measurement up to which X is formed on the CPU: there three products with it then cost less than three sparse
+# passes. On a device both are few of the dozens of passes of a step.
 _FULL_CELLS = 32
 
 
@@ -73,9 +75,11 @@ class Continuation:
         n1, n2 = data.operator.shape
         # Ranks that the measurements could determine, and some more: the gap behind them names the rank.
         width = min(n1, n2, int(1.5 * data.operator.size / (n1 + n2)) + 2)
-        v = np.linalg.qr(rng.standard_normal((n2, width)))[0]
-        zero = Tangent(data, LowRank(np.zeros((n1, 1)), np.zeros(1), np.zeros((n2, 1))))
-        self.x = LowRank(np.zeros((n1, width)), np.zeros(width), v)
+        xp = data.xp
+        # Drawn on the host, so that every device starts alike.
+        v = np.linalg.qr(xp.asarray(rng.standard_normal((n2, width))))[0]
+        zero = Tangent(data, LowRank(xp.zeros((n1, 1)), np.zeros(1), xp.zeros((n2, 1))))
+        self.x = LowRank(xp.zeros((n1, width)), np.zeros(width), v)
         for _ in range(4):  # nothing to start from yet: a few more rounds
             self._decompose(zero, zero.point)
         self.eps = self._start = self.x.s[0]
@@ -90,7 +94,7 @@ class Continuation:
     def resumed(cls, data, snapshot):
         """Return the continuation that a snapshot was taken of."""
         path = cls.__new__(cls)
-        path.data, path.schedule, path.x = data, Schedule(*snapshot["schedule"]), LowRank(*snapshot["x"])
+        path.data, path.schedule, path.x = data, Schedule(*snapshot["schedule"]), LowRank.of(snapshot["x"], data.xp)
         for name, value in snapshot["numbers"].items():
             setattr(path, name, value)
         return path
@@ -101,20 +105,25 @@ class Continuation:
 
     def step(self):
         """Do one step."""
-        schedule, s = self.schedule, self.x.s
+        schedule, s, xp = self.schedule, self.x.s, self.data.xp
         progress = min(1.0, np.log(self.eps / self._start) / np.log(schedule.end))
         self.exponent = schedule.first + (schedule.last - schedule.first) * progress
         self.rank = r = max(int((s > self.eps).sum()), 1)
         a = np.maximum(s[:r] / self.eps, 1.001) ** self.exponent
         tangent = Tangent(self.data, self.x.truncated(r))
-        ridge = np.empty(tangent.shape)
-        ridge[:r] = self.data.unit / (np.outer(a, a) - 1)
-        ridge[r:] = self.data.unit / (a - 1)
-        _, slope = tangent.residual(np.zeros(tangent.shape))
+        ridge = xp.empty(tangent.shape)
+        ridge[:r] = xp.asarray(self.data.unit / (np.outer(a, a) - 1))
+        ridge[r:] = xp.asarray(self.data.unit / (a - 1))
+        _, slope = tangent.residual(xp.zeros(tangent.shape))
         g, _ = ridge_solve(tangent, -slope, ridge, _CG_TOL, _CG)
         self._decompose(tangent, g)
         self.eps *= schedule.decay
         self.steps += 1
+
+    def _forms(self):
+        """Return whether to form X; a device's operators have no adjoint to form it with."""
+        op, here = self.data.operator, self.data.backend.name == "cpu"
+        return here and not is_on_device(getattr(op, "a", None)) and op.shape[0] * op.shape[1] <= _FULL_CELLS * op.size
 
     def _decompose(self, tangent, g):
         """Set x to the leading singular vectors of T g + A*(y - A(T g)) / unit: one round of subspace iteration.
@@ -124,22 +133,22 @@ class Continuation:
         """
         data, (p, qt) = self.data, tangent.halves(g)
         n1, n2 = data.operator.shape
-        bound = data.bound
-        e = -bound.psi(bound.forward(p[None], qt[None])) / data.unit
-        if n1 * n2 <= _FULL_CELLS * data.operator.size:
+        bound, xp = data.bound, data.xp
+        e = -bound.psi(tangent.predict(g)) / data.unit
+        if self._forms():
             full = p @ qt.T
             full += data.operator.adjoint(e[0])
             right, left = (lambda v: full @ v), (lambda u: full.T @ u)
         else:
 
             def right(v):
-                return p @ (qt.T @ v) + bound.pull(e, np.zeros((1, n1, v.shape[1])), v[None])[0][0]
+                return p @ (qt.T @ v) + bound.pull(e, xp.zeros((1, n1, v.shape[1])), v[None])[0][0]
 
             def left(u):
-                return qt @ (p.T @ u) + bound.pull(e, u[None], np.zeros((1, n2, u.shape[1])))[1][0]
+                return qt @ (p.T @ u) + bound.pull(e, u[None], xp.zeros((1, n2, u.shape[1])))[1][0]
 
         u = np.linalg.qr(right(self.x.v))[0]
         v = np.linalg.qr(left(u))[0]
         u, b = np.linalg.qr(right(v))
-        a, s, wt = np.linalg.svd(b)
-        self.x = LowRank(u @ a, s, v @ wt.T)
+        a, s, wt = np.linalg.svd(data.backend.host(b))
+        self.x = LowRank(u @ xp.asarray(a), s, v @ xp.asarray(wt.T))

@@ -12,6 +12,7 @@ from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.chain import INITS, Layout, initial_factors
 from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_real, check_seed
+from fastdmf.device_chain import PersistentChain
 from fastdmf.diagnostics import Tracker, as_track, as_truth
 from fastdmf.engine import SettingWarning, Solution, Stop, drive, warn_unless_success
 from fastdmf.forecast import forecast_data, forecast_rule, forecast_truth
@@ -23,6 +24,7 @@ from fastdmf.rules import RULES, as_rule
 
 __all__ = ["chain_layout", "solve"]
 
+_LEAP = 10_000  # most steps at once: less than a second, by arithmetic, so that Ctrl-C is heard
 # ||truth - truth^T||_F / ||truth||_F up to which it is rounding, of float32 too.
 _SYMMETRIC = 1e-5
 
@@ -119,6 +121,9 @@ def solve(
         included. Where the file is there already the run goes on from it, and ends with the same bits as one that was
         never interrupted.
     device : {"auto", "cpu", "cuda"}
+        "auto" is the CPU, or the GPU where ``y`` or the operator's matrix are there already; then factors are arrays of
+        the device. "cuda" serves the rules ``auto``, ``gd``, ``momentum``, ``nesterov``, ``group_rmsprop`` and ``adam``,
+        without penalties, and all operators but scipy's.
     n_threads : int, optional
         Threads of the kernels. The result does not depend on it, bit for bit.
     dtype : {float32, float64}, optional
@@ -268,7 +273,7 @@ def solve(
                 start = [w if w.ndim == 2 else w[b] for w in given]
             layout.write(x, start, b)
         x = backend.asarray(x)
-        process = _Descent(problem, rule, x, monitor, Tracker(track, truth, problem, x))
+        process = _Descent(problem, rule, x, monitor, Tracker(track, truth, problem, x), checkpoint is None)
         _check_start(process, rule, init_scale, given is not None)
         if on_failure == "warn":
             start = None if given is not None else float(init_scale)
@@ -329,19 +334,27 @@ class _Descent:
     x: np.ndarray
     monitor: object
     tracker: Tracker
+    leaps: bool = False  # whether it may take many steps at once, which leave no state to go on from in another process
 
     def __post_init__(self):
         self.n_eval = 1
         self.result = np.zeros_like(self.x)
         self.best = self._update = None
         self.state = self.rule.init(self.problem, self.x)
+        self._chain = PersistentChain.of(self.problem, self.rule, self.state) if self.leaps else None
 
-    def step(self):
-        if self._update is None:
-            update = partial(self.rule.step, self.problem, self.state)
-            self._update = self.problem.backend.captured(update) if self.rule.capturable else update
-        self._update()
-        self.n_eval += self.rule.evaluations
+    def step(self, most):
+        if self._chain is not None:
+            done = min(most, _LEAP)
+            self._chain(self.state, done)
+        else:
+            done = 1
+            if self._update is None:
+                update = partial(self.rule.step, self.problem, self.state)
+                self._update = self.problem.backend.captured(update) if self.rule.capturable else update
+            self._update()
+        self.n_eval += done * self.rule.evaluations
+        return done
 
     def failed(self):
         return self.state.failed
@@ -386,6 +399,8 @@ class _Descent:
             self.monitor = self.monitor.take(keep)
         self.tracker.take(keep)
         self.problem = self.problem.take(keep)
+        if self._chain is not None:
+            self._chain = self._chain.take(keep, self.problem, self.state)
 
     def factors(self):
         return [np.array(w) for w in self.problem.layout.factors(self.problem.backend.host(self.state.x))]

@@ -109,6 +109,8 @@ class DeviceMask(_Device):
             return super().loss_and_pull(p, qt, gp, gqt, probe)
         h, runs = p.shape[2], len(p)
         multiple = self.backend.kernels.row_multiple(self.dtype)
+        if h + (0 if probe is None else 2) > _WIDEST:
+            return self._evaluate_in_parts(p, qt, gp, gqt, probe)
         if probe is None and h % multiple == 0 and all(a.flags.c_contiguous for a in (p, qt, gp, gqt)):
             return self._evaluate(p, qt, gp, gqt)
         # Two more columns, P' = [P, 0, u] and Q'^T = [Q^T, v, 0], leave P Q unchanged and bring G v and G^T u along.
@@ -139,6 +141,21 @@ class DeviceMask(_Device):
         self.backend.kernels.entry_loss_pull(gp, gqt, losses, p, qt, *rows, columns, yc, wc, *loss)
         return losses
 
+    def _evaluate_in_parts(self, p, qt, gp, gqt, probe):
+        """Evaluate what is too wide for one kernel: predictions of parts of the columns, and pulls of parts."""
+        _, y, w = self._structure("rows", self._rows)
+        predicted = self._predicted(p, qt)
+        rho, r = self.loss.rho(predicted - y, y), self.loss.psi(predicted - y, y)
+        if w is not None:
+            rho, r = rho * w, r * w
+        for at in _parts(p.shape[2]):
+            gp[:, :, at], gqt[:, :, at] = self._pull_sorted(r, p[:, :, at], qt[:, :, at])
+        if probe is not None:
+            u, v = probe
+            gv, gu = self._pull_sorted(r, u[:, :, None], v[:, :, None])
+            u[...], v[...] = gv[:, :, 0], gu[:, :, 0]
+        return rho.sum(axis=1, dtype=np.float64)
+
     def _weighted(self, values):
         """Return sum over the measurements, (B,) float64, of the host's ``values`` (B, m)."""
         values = self.operator.sort(values)
@@ -167,13 +184,15 @@ class DeviceMask(_Device):
     def _predicted(self, p, qt):
         """Return A(P Q), (B, m), in the order of the rows' side."""
         side, *_ = self._structure("rows", self._rows)
-        out = self._empty(len(p), self.operator.size)
-        if p.shape[2] > _WIDEST:
+        if self.dense and p.shape[2] > _WIDEST:
             rows, cols = (self.backend.asarray(a) for a in self._places())
-            out[...] = np.matmul(p, qt.swapaxes(1, 2))[:, rows, cols]
-        else:
-            self.backend.kernels.entry_forward(out, self._staged(p), self._staged(qt), side)
-        return out
+            return np.matmul(p, qt.swapaxes(1, 2))[:, rows, cols]
+        total = None
+        for at in _parts(p.shape[2]):
+            out = self._empty(len(p), self.operator.size)
+            self.backend.kernels.entry_forward(out, self._staged(p[:, :, at]), self._staged(qt[:, :, at]), side)
+            total = out if total is None else total + out
+        return total
 
     def _places(self):
         op = self.operator
@@ -196,23 +215,40 @@ class DeviceMask(_Device):
         rho = self.loss.rho(self._predicted(p, qt) - y, y)
         return self.backend.host((rho if w is None else rho * w).sum(axis=1, dtype=np.float64))
 
+    def _given(self):
+        """Return y and the weights in the order of the measurements, on the device."""
+        if self.operator.order is None:
+            return self._structure("rows", self._rows)[1:]
+        return tuple(None if a is None else self.backend.asarray(a) for a in (self.y, self.weights))
+
     def psi(self, predictions):
-        y = self.backend.asarray(self.y)
+        y, w = self._structure("given", self._given)
         g = self.loss.psi(predictions - y, y)
-        return g if self.weights is None else g * self.backend.asarray(self.weights)
+        return g if w is None else g * w
 
     def residuals(self, p, qt):
-        return self.forward(p, qt) - self.backend.asarray(self.y)
+        return self.forward(p, qt) - self._structure("given", self._given)[0]
 
     def pull(self, r, p, qt):
-        h, order = p.shape[2], self._structure("order", self._order)
+        order = self._structure("order", self._order)
         r = self.backend.xp.ascontiguousarray(r if order is None else r[:, order])
+        parts = [self._pull_sorted(r, p[:, :, at], qt[:, :, at]) for at in _parts(p.shape[2])]
+        return parts[0] if len(parts) == 1 else tuple(self.backend.xp.concatenate(g, axis=2) for g in zip(*parts))
+
+    def _pull_sorted(self, r, p, qt):
+        """As ``pull``, for ``r`` in the order of the rows' side and no more columns than the kernels take."""
+        h = p.shape[2]
         rows, (columns, *_, by_column) = self._structure("rows", self._rows), self._structure("columns", self._columns)
         pw, qw = self._staged(p), self._staged(qt)
         gp, gqt = self._empty(*pw.shape), self._empty(*qw.shape)
         self.backend.kernels.entry_pull(gp, r, qw, rows[0])
         self.backend.kernels.entry_pull(gqt, self.backend.xp.ascontiguousarray(r[:, by_column]), pw, columns)
         return gp[:, :, :h], gqt[:, :, :h]
+
+
+def _parts(h):
+    """Return slices of h columns, each no wider than the sparse kernels take."""
+    return [slice(k, min(k + _WIDEST, h)) for k in range(0, h, _WIDEST)]
 
 
 class _Measured(_Device):

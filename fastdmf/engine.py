@@ -15,6 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fastdmf.arrays import as_host
+
 __all__ = ["History", "Process", "Progress", "SettingWarning", "Solution", "SolveWarning", "Status", "drive"]
 
 
@@ -97,8 +99,8 @@ class Process(Protocol):
 
     n_eval: int
 
-    def step(self):
-        """Do one update of every active slice."""
+    def step(self, most):
+        """Do one update of every active slice, or up to ``most`` of them; return how many."""
 
     def record(self):
         """Return a dict of name -> (active, ...) array, which the history keeps: later steps must not change it.
@@ -341,11 +343,9 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
                     break
                 process.take(keep)
 
-            for _ in range(min(stop.check_every, stop.max_iter - iteration)):
-                process.step()
-                iteration += 1
-                if interrupt.seen:
-                    break
+            last = min(iteration + stop.check_every, stop.max_iter)
+            while iteration < last and not interrupt.seen:
+                iteration += process.step(last - iteration)
     return statuses, n_iter, history.arrays()
 
 
@@ -461,15 +461,19 @@ class Solution:
         return left @ right
 
     def singular_values(self):
-        """Return the singular values of W, descending, float64, without forming W where it is thin."""
-        return singular_values(*self.halves())
+        """Return the singular values of W, descending, float64 on the host, without forming W where it is thin."""
+        return singular_values(*(as_host(half) for half in self.halves()))
 
     @property
     def rank(self):
         """Numerical rank: the number of singular values above 1e-3 of the largest (a list for a batch)."""
-        s = np.atleast_2d(self.singular_values())
-        counts = [int((row > 1e-3 * row[0]).sum()) if row[0] > 0 else 0 for row in s]
+        counts = numerical_ranks(np.atleast_2d(self.singular_values()))
         return counts if self.batched else counts[0]
+
+
+def numerical_ranks(s):
+    """Return the number of singular values above 1e-3 of the largest for each row of ``s``, as a list."""
+    return [int((row > 1e-3 * row[0]).sum()) if row[0] > 0 else 0 for row in s]
 
 
 def _product(factors):

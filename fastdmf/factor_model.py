@@ -17,15 +17,13 @@ import numpy as np
 
 from fastdmf.backend import get_backend
 
-__all__ = ["SERIAL", "FactorModel", "FactorSide", "highest"]
+__all__ = ["FactorModel", "FactorSide", "highest"]
 
 # Conjugate gradients of rows that are folded in, to convergence: at most so many steps, and the share of the first
 # preconditioned gradient at which a row is done.
 _STEPS, _TOL = 30, 1e-6
 # Turns of rows, then columns, in a partial fit: more of them cost as much each and gain ever less.
 _ROUNDS = 2
-# Entries up to which rows are solved for on the calling thread: below, a parallel region costs more than it saves.
-SERIAL = 20_000
 _GROUP = 32  # columns whose largest prediction stands for them in ``top``
 _MOST = 1e30  # a precision that float32 holds, times any count
 
@@ -134,10 +132,11 @@ class FactorModel:
     def _precisions(self, axis):
         """Return counts, growth with the count, and start, of the posterior precisions 1 / V of a side."""
         side, other = self._sides(axis)
-        with np.errstate(divide="ignore"):
+        # A variance of nothing is a precision without bound.
+        with np.errstate(divide="ignore", over="ignore"):
             start = np.where(side.free > 0, 1 / side.prior, np.inf)
-        growth = np.minimum((other.second + other.variance) / self.noise, _MOST)
-        return [np.ascontiguousarray(v, side.x.dtype) for v in (side.counts, growth, start)]
+            growth = np.minimum((other.second + other.variance) / self.noise, _MOST)
+            return [np.ascontiguousarray(v, side.x.dtype) for v in (side.counts, growth, start)]
 
     def block(self, rows, cols=None):
         """Return predictions of whole rows (r, n2), or of rows at some columns (r, c), in the dtype of the factors."""
@@ -210,11 +209,9 @@ class FactorModel:
         if side.coefficients is not None:
             mean = np.zeros_like(x)
             mean[:] = self._features(side, other, counts, owner, indices[: len(owner)]) @ side.coefficients * side.free
-        cast = lambda v: np.ascontiguousarray(v, x.dtype)  # noqa: E731
-        settings = map(cast, (counts, other.variance, self.noise / side.prior, other.second, side.free))
-        kernels = get_backend().kernels
-        row_solve = kernels.row_solve if indptr[-1] > SERIAL else kernels.row_solve_serial
-        row_solve(x, other.x, mean, indptr, indices, y, w, *settings, _STEPS, _TOL)
+        vectors = other.variance, self.noise / side.prior, other.second, side.free
+        solve = get_backend().kernels.row_solver(indptr, indices, y, w)
+        solve(x, other.x, mean, counts, vectors, _STEPS, _TOL)
         return counts
 
     def _features(self, side, other, counts, owner, indices):

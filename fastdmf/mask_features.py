@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdmf.backend import get_backend
+
 __all__ = ["Regression", "mask_features"]
 
 _POWER_STEPS = 2  # of the randomized SVD (Halko, Martinsson and Tropp 2011, algorithm 4.4)
@@ -23,7 +25,7 @@ def mask_features(kernels, rows, columns, count, rng, dtype):
     ----------
     kernels : module
         ``entry_product`` is used.
-    rows, columns : objects with ``indptr``, ``indices`` and ``counts``
+    rows, columns : tuple of ndarray (indptr, indices, counts)
         The mask in both orders.
     count : int
         Vectors of the randomized SVD; at most the smaller side.
@@ -37,10 +39,10 @@ def mask_features(kernels, rows, columns, count, rng, dtype):
         sqrt(n2) diag(c)^(-1/2) U and sqrt(n1) diag(d)^(-1/2) V: a new row's features are those of its count, and
         c^(-1/2) times the sum of the rows of ``right`` at its observed columns.
     """
-    n1, n2 = len(rows.counts), len(columns.counts)
+    n1, n2 = len(rows[2]), len(columns[2])
     count = min(count, n1, n2)
-    row_scale, column_scale = (1 / np.sqrt(np.maximum(side.counts, 1)) for side in (rows, columns))
-    ones = np.ones(len(rows.indices), dtype)
+    row_scale, column_scale = (1 / np.sqrt(np.maximum(counts, 1)) for *_, counts in (rows, columns))
+    ones = np.ones(len(rows[1]), dtype)
 
     def times(side, scale, x, other_scale):
         """Return B x, or B^T x for the other side."""
@@ -50,7 +52,7 @@ def mask_features(kernels, rows, columns, count, rng, dtype):
         v[:, : x.shape[1]] = x * other_scale[:, None]
         v[:, x.shape[1] :] = 0
         out = kernels.aligned_empty((len(scale), padded), dtype)
-        kernels.entry_product(out, ones, v, side.indptr, side.indices)
+        kernels.entry_product(out, ones, v, *side[:2])
         return out[:, : x.shape[1]] * scale[:, None].astype(dtype)
 
     v = rng.standard_normal((n2, count)).astype(dtype)
@@ -60,15 +62,15 @@ def mask_features(kernels, rows, columns, count, rng, dtype):
     u, s, small = np.linalg.svd(times(rows, row_scale, v, column_scale), full_matrices=False)
     v = v @ small.T
 
-    def features(side, vectors):
-        logs = np.log1p(side.counts)
-        size = np.sqrt(len(side.counts))
+    def features(counts, vectors):
+        logs = np.log1p(counts)
+        size = np.sqrt(len(counts))
         head = [logs - logs.mean(), np.ones(len(logs))]
         return np.column_stack([*head, size * (vectors * s)[:, 1:]]).astype(dtype)
 
     left = (np.sqrt(n2) * row_scale[:, None] * u)[:, 1:].astype(dtype)
     right = (np.sqrt(n1) * column_scale[:, None] * v)[:, 1:].astype(dtype)
-    return features(rows, u), features(columns, v), left, right
+    return features(rows[2], u), features(columns[2], v), left, right
 
 
 @dataclass
@@ -77,7 +79,8 @@ class Regression:
 
     Attributes
     ----------
-    features : ndarray of shape (n, f)
+    features : array of shape (n, f)
+        On the host, or on a device, which then gives the prior means too; all else is on the host.
     variance : ndarray of shape (H,)
         Prior variance t_k of the coefficients of each component; kept between calls.
     coefficients : ndarray of shape (f, H)
@@ -97,10 +100,10 @@ class Regression:
 
         Parameters
         ----------
-        x : ndarray of shape (n, H)
-            Factors.
-        trust : ndarray of shape (n,)
-            Weight of each row, 1 / (1 + posterior over prior variance).
+        x : array of shape (n, H)
+            Factors, where the features are.
+        trust : array of shape (n,)
+            Weight of each row, 1 / (1 + posterior over prior variance); there as well.
         prior : ndarray of shape (H,)
             Prior variance g_k of the factors around their mean.
 
@@ -109,9 +112,11 @@ class Regression:
         With F^T diag(trust) F = E diag(e) E^T, z_k = E (E^T F^T diag(trust) x_k) / (e + g_k / t_k), and t_k becomes
         the mean over features of the squared coefficient in E's basis plus its posterior variance.
         """
+        backend = get_backend("auto", self.features)
         weighted = self.features * trust[:, None].astype(self.features.dtype)
-        values, vectors = np.linalg.eigh((weighted.T @ self.features).astype(np.float64))
-        projected = vectors.T @ (weighted.T @ x).astype(np.float64)
+        gram, product = backend.host(weighted.T @ self.features, weighted.T @ x)
+        values, vectors = np.linalg.eigh(gram.astype(np.float64))
+        projected = vectors.T @ product.astype(np.float64)
         shrunk = np.maximum(values, 0)[:, None] + prior / self.variance
         inside = projected / shrunk
         self.coefficients = vectors @ inside
@@ -119,7 +124,7 @@ class Regression:
         self.variance = np.maximum((inside**2 + variance).mean(axis=0), _LEAST_VARIANCE)
         ratio = variance / self.variance
         self.divergence = 0.5 * (inside**2 / self.variance + ratio - 1 - np.log(ratio)).sum(axis=0)
-        return self.features @ self.coefficients.astype(x.dtype)
+        return self.features @ backend.asarray(self.coefficients, x.dtype)
 
     def select(self, keep):
         """Keep the components ``keep``."""

@@ -70,11 +70,11 @@ def noisy_fit(data, max_rank, validation, rng):
     noise = train.loss(free) * train.operator.size / freedom
     ((error, penalty, x),) = fits(rank, (_SHARE * noise,))
 
-    stop = {"validation": held, "patience": _DESCENT_PATIENCE, "on_failure": "ignore"}
-    descent = solve(data.operator, data.y, weights=data.weights, dtype=float, random_state=0, **stop)
+    settings = {"validation": held, "patience": _DESCENT_PATIENCE, "on_failure": "ignore", "device": data.backend.name}
+    descent = solve(data.operator, data.y, weights=data.weights, dtype=float, random_state=0, **settings)
     data.n_eval += train.n_eval + descent.n_eval
     chance = np.sqrt(max(1 - 2 * np.sqrt(2 / len(held)), 0.25))
-    other = thin_svd(*descent.halves())
+    other = thin_svd(*map(data.xp.asarray, descent.halves()))
     if (other_error := np.sqrt(test.loss(other))) < _BETTER * error:
         # Modes at the level of the rounding are none.
         return other.truncated(max(int((other.s > 1e-3 * other.s[0]).sum()), 1)), other_error, other_error < chance

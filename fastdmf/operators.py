@@ -4,7 +4,7 @@ from copy import copy
 
 import numpy as np
 
-from fastdmf.arrays import as_host
+from fastdmf.arrays import as_host, as_native
 from fastdmf.contract import Bound, Operator, check_real, check_shape
 from fastdmf.masks import EntryMask
 from fastdmf.seeded import GaussianSeeded
@@ -13,6 +13,12 @@ __all__ = ["EntryMask", "GaussianDense", "GaussianSeeded", "Operator", "RankOne"
 
 # Not a seed that measurements are likely to have been drawn with: probes must be independent of them.
 _PROBE_SEED = 0x66617374646D66
+
+
+def _rows(a, index):
+    """Return ``a[index]`` for an index array of the host, wherever ``a`` lives."""
+    xp, a = as_native(a)
+    return a[xp.asarray(index)]
 
 
 class GaussianDense(Operator):
@@ -111,7 +117,7 @@ class GaussianDense(Operator):
 
     def restrict(self, index):
         part = copy(self)
-        part.a = self.a[index]
+        part.a = _rows(self.a, index)
         part.size = len(part.a)
         return part
 
@@ -222,8 +228,8 @@ class RankOne(Operator):
         return (self.a * r[:, None]).T @ self.b
 
     def restrict(self, index):
-        a = self.a[index]
-        return RankOne(a, a if self.b is self.a else self.b[index])
+        a = _rows(self.a, index)
+        return RankOne(a, a if self.b is self.a else _rows(self.b, index))
 
     def squared_norms(self):
         a2 = np.einsum("ij,ij->i", self.a, self.a, dtype=np.float64)

@@ -5,6 +5,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from fastdmf.arrays import as_host, same_home
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_seed
@@ -77,17 +78,17 @@ def identified(data, x, rng):
     A random tangent vector g is measured and recovered from its measurements. A direction that is not seen is lost, a
     part of 1 / sqrt(dimension) of g; what is merely seen weakly may not have been found yet, but has measurements.
     """
-    tangent = Tangent(data, x)
-    g = rng.standard_normal(tangent.shape)
+    tangent, host = Tangent(data, x), data.backend.host
+    g = data.xp.asarray(rng.standard_normal(tangent.shape))
     _, m, z = tangent.parts(g)
     m -= x.u @ (x.u.T @ m)
     z -= x.v @ (x.v.T @ z)
     found, _ = ridge_solve(tangent, tangent.normal(g), 0.0, _PROBE_TOL, _PROBE_CG)
     lost = g - found
-    size = np.vdot(lost, lost)
-    if size <= _LOST**2 * np.vdot(g, g) / g.size:
+    size, whole = host(np.vdot(lost, lost), np.vdot(g, g))
+    if size <= _LOST**2 * whole / g.size:
         return True
-    return bool(np.vdot(lost, tangent.normal(lost)) > _SEEN * data.curvature * size)
+    return bool(host(np.vdot(lost, tangent.normal(lost))) > _SEEN * data.curvature * size)
 
 
 class _Search:
@@ -120,7 +121,7 @@ class _Search:
     def n_eval(self):
         return self.data.n_eval
 
-    def step(self):
+    def step(self, most):
         if self._path is not None:
             self._advance()
         elif self._phases[0] is None:
@@ -128,6 +129,7 @@ class _Search:
             self._fit_noise()
         else:
             self._path, self._ends = Continuation(self.data, self._phases.pop(0), self.rng), {}
+        return 1
 
     def _advance(self):
         path = self._path
@@ -231,7 +233,7 @@ class _Search:
         return Status.NOT_IDENTIFIED, zero if self._path is None else self._path.x.truncated(max(self._path.rank, 1))
 
     def factors(self):
-        return [w[None] for w in self.result()[1].balanced()]
+        return [as_host(w)[None] for w in self.result()[1].balanced()]
 
     def snapshot(self):
         return {
@@ -251,9 +253,10 @@ class _Search:
         self.data.n_eval = snapshot["n_eval"]
         self._phases = [None if phase is None else Schedule(*phase) for phase in snapshot["phases"]]
         self._path = None if snapshot["path"] is None else Continuation.resumed(self.data, snapshot["path"])
-        self.best, self.noisy = (None if x is None else LowRank(*x) for x in snapshot["found"])
-        self._last = _fit_of(snapshot["last"])
-        self._ends = {rank: _fit_of(end) for rank, end in snapshot["ends"].items()}
+        xp = self.data.xp
+        self.best, self.noisy = (None if x is None else LowRank.of(x, xp) for x in snapshot["found"])
+        self._last = _fit_of(snapshot["last"], xp)
+        self._ends = {rank: _fit_of(end, xp) for rank, end in snapshot["ends"].items()}
         self.rng.bit_generator.state = snapshot["rng"]
 
 
@@ -262,8 +265,8 @@ def _fit_parts(fit):
     return None if fit is None else (fit[0].parts(), fit[1])
 
 
-def _fit_of(parts):
-    return None if parts is None else (LowRank(*parts[0]), parts[1])
+def _fit_of(parts, xp):
+    return None if parts is None else (LowRank.of(parts[0], xp), parts[1])
 
 
 def recover(
@@ -329,7 +332,9 @@ def recover(
     Notes
     -----
     Computed in float64. Needs the products of the operator with thin factors only; nothing of size n1 x n2 is formed
-    where that is more than 32 times the number of measurements.
+    where that is more than 32 times the number of measurements, and on the GPU nothing but what the operator's products
+    take. Factors are NumPy arrays, or on the GPU where ``y`` is; the start and the held-out data are the same on every
+    device.
 
     References
     ----------
@@ -351,6 +356,8 @@ def recover(
     check_number("validation", validation, 0)
     if validation >= 1:
         raise ValueError(f"validation must be a fraction below 1, got {validation!r}")
+    backend = get_backend(device, y, getattr(operator, "a", None))
+    home = y  # results go where the data came from
     y, weights, _ = check_data(operator, y, weights, np.float64, ndims=(1,))
     rounding = _ROUNDING * float(np.finfo(y.dtype).eps)
     y = y.astype(np.float64)
@@ -375,8 +382,7 @@ def recover(
     seed = check_seed(random_state)
     rng = np.random.default_rng(seed)
 
-    backend = get_backend(device)
-    with compile_clock() as clock, thread_limits(n_threads):
+    with compile_clock(backend) as clock, thread_limits(n_threads), backend.session():
         # The mean of the squares is 1 from here on, so that no constant depends on the unit of y.
         scale = float(np.sqrt(np.mean(y**2)))
         data = Measurements(operator, y / scale, weights, backend)
@@ -386,28 +392,27 @@ def recover(
         search = _Search(data, phases, cap, tol, rounding, validation, rng)
         file = None
         if checkpoint is not None:
-            # What the operator makes of one matrix tells it from others.
+            # What the operator makes of one matrix tells it from others; to single precision alike on all devices.
             u, v = (np.random.default_rng(0).standard_normal((n, 1)) for n in operator.shape)
+            made = np.float32(data.loss(LowRank(u, np.ones(1), v)))
             settings = operator.shape, phases, cap, tol, validation, seed
-            file = CheckpointFile(
-                checkpoint, digest("recover", *settings, y, weights, data.loss(LowRank(u, np.ones(1), v)))
-            )
+            file = CheckpointFile(checkpoint, digest("recover", *settings, y, weights, float(made)))
         (end,), (n_iter,), history = drive(search, 1, Stop(_NO_LIMIT, 1, 0.0), callback, file)
         status, x = search.result()
         if end in (Status.STOPPED, Status.INTERRUPTED):
             status = end
         loss = data.loss(x)
         n_eval = data.n_eval
+        factors = same_home(LowRank(x.u, x.s * scale, x.v).balanced(), home)
     freedom = max(operator.size - degrees_of_freedom(operator.shape, x.rank), 1)
     deviation = 0.0 if status is Status.EXACT else float(np.sqrt(loss * data.null / freedom)) * scale
-    x = LowRank(x.u, x.s * scale, x.v)
     if on_failure == "warn":
         warn_unless_success([status])
         if search.residual <= search.tol:
             _warn_of_few(operator, x.rank)
     history = {name: v if name == "iteration" else v[:, 0] for name, v in history.items()}
     return RecoverySolution(
-        x.balanced(),
+        factors,
         status,
         int(n_iter),
         n_eval,

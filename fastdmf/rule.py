@@ -90,6 +90,7 @@ class Rule:
     on_device = False  # whether it computes with the arrays of any backend
     # Whether a step can be noted as a graph and replayed: it changes its state in place and tells the host nothing.
     capturable = False
+    persistent = None  # its name among the kernels that take many steps of small chains at a time, if it has one
 
     def init(self, problem, x):
         """Evaluate the start ``x`` (B, D), which the state takes over."""
@@ -131,9 +132,8 @@ class ScalarStep(Rule):
         return state
 
     def step(self, problem, state):
-        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
+        problem.kernels.update_gd(state.x, state.grad, state.step_size, count=state.count)
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
-        state.count += 1
         self._adapt(problem, state)
 
     def _begin(self, problem, x):

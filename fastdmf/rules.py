@@ -52,6 +52,7 @@ class GradientDescent(Rule):
     lr: float = 1e-2
 
     on_device = capturable = True
+    persistent = "gd"
 
     def __post_init__(self):
         self._require("lr", 0)
@@ -60,7 +61,7 @@ class GradientDescent(Rule):
         return State(**start(problem, x, self.lr))
 
     def step(self, problem, state):
-        problem.kernels.slices_move(state.x, state.x, -state.step_size, state.grad)
+        problem.kernels.update_gd(state.x, state.grad, state.step_size)
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
 
 
@@ -84,6 +85,7 @@ class Momentum(Rule):
     beta: float = 0.9
 
     on_device = capturable = True
+    _nesterov, persistent = False, "momentum"
 
     def __post_init__(self):
         self._require("lr", 0)
@@ -93,14 +95,9 @@ class Momentum(Rule):
         return _Velocity(**start(problem, x, self.lr), velocity=np.zeros_like(x))
 
     def step(self, problem, state):
-        real = state.x.dtype.type
-        state.velocity *= real(self.beta)
-        state.velocity += state.grad
-        state.x -= real(self.lr) * self._direction(state)
+        arrays = state.x, state.velocity, state.grad, state.step_size
+        problem.kernels.update_momentum(*arrays, self.beta, nesterov=self._nesterov)
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
-
-    def _direction(self, state):
-        return state.velocity
 
 
 @dataclass(frozen=True)
@@ -110,13 +107,13 @@ class Nesterov(Momentum):
     The stored factors are the extrapolated points, where the gradient is taken; records describe them.
     """
 
-    def _direction(self, state):
-        return state.grad + state.x.dtype.type(self.beta) * state.velocity
+    _nesterov, persistent = True, "nesterov"
 
 
 @dataclass
 class _MeanSquare(Counted):
     mean_square: np.ndarray = None
+    lr: np.ndarray = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,7 @@ class GroupRMSprop(ScalarStep):
     eps: float = 1e-4
 
     on_device = capturable = True
+    persistent = "group_rmsprop"
 
     def __post_init__(self):
         self._require("lr", 0)
@@ -146,14 +144,13 @@ class GroupRMSprop(ScalarStep):
         self._require("eps", 0)
 
     def _begin(self, problem, x):
-        count, mean_square = problem.xp.zeros((2, len(x)))
-        return _MeanSquare(**start(problem, x, self.lr), count=count, mean_square=mean_square)
+        count, mean_square, lr = problem.xp.zeros((3, len(x)))
+        lr += self.lr
+        return _MeanSquare(**start(problem, x, self.lr), count=count, mean_square=mean_square, lr=lr)
 
     def _adapt(self, problem, state):
-        state.mean_square *= self.beta
-        state.mean_square += (1 - self.beta) * problem.squared_norm(state.grad)
-        root = np.sqrt(state.mean_square / (1 - self.beta ** (state.count + 1)))
-        state.step_size[...] = self.lr / (root + self.eps)
+        numbers = state.step_size, state.mean_square, problem.squared_norm(state.grad), state.lr
+        problem.kernels.update_group_rmsprop(*numbers, self.beta, self.eps, state.count)
 
 
 @dataclass
@@ -197,13 +194,8 @@ class Adam(Rule):
         )
 
     def step(self, problem, state):
-        real, g = state.x.dtype.type, state.grad
-        state.count += 1
-        state.mean += real(1 - self.beta1) * (g - state.mean)
-        state.square += real(1 - self.beta2) * (g * g - state.square)
-        first, second = ((1 - beta**state.count).astype(real)[:, None] for beta in (self.beta1, self.beta2))
-        mean, root = state.mean / first, np.sqrt(state.square / second)
-        state.x -= real(self.lr) * mean / (root + real(self.eps))
+        arrays = state.x, state.mean, state.square, state.grad, state.step_size
+        problem.kernels.update_adam(*arrays, self.beta1, self.beta2, self.eps, state.count)
         state.losses, state.objective = problem.evaluate(state.x, state.grad)
 
 

@@ -14,8 +14,10 @@ Which runs share a batch depends on the grid alone, so that no bit depends on th
 import inspect
 import itertools
 import logging
+import os
 import warnings
 from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import SimpleNamespace
@@ -27,7 +29,7 @@ from fastdmf.chain import INITS, Layout, initial_factors
 from fastdmf.checks import check_count, check_number, check_real, check_seed
 from fastdmf.descent import chain_layout, solve
 from fastdmf.diagnostics import TRACKS, as_truth
-from fastdmf.engine import Status
+from fastdmf.engine import Status, numerical_ranks, singular_values
 from fastdmf.masks import EntryMask
 from fastdmf.operators import GaussianDense, GaussianSeeded, Operator, RankOne, as_operator
 from fastdmf.rules import as_rule
@@ -80,8 +82,8 @@ class _Budget:
 # tests/test_sweep.py -k cost -s). A GPU is filled by hundreds of small matrices, which go as full ones anyway: its
 # numbers follow from the arithmetic, and were measured nowhere yet.
 _BUDGETS = {"cpu": _Budget(16, 60_000, 1000, 1e9), "cuda": _Budget(1024, 1 << 28, 1 << 16, 8e9)}
-# Bytes of a run, numbers for each of its factors' ("auto" keeps eight pairs and a place for the next, the point, the trial
-# and scratch) and for each cell of the matrix.
+# Bytes of a run, numbers for each of its factors' ("auto" keeps eight pairs and a place for the next, the point, the
+# trial and scratch) and for each cell of the matrix.
 _PER_FACTOR, _PER_CELL = 24, 12
 # Seconds that the rest should take here for processes to be started, which takes about one.
 _WORTH = 2.0
@@ -555,7 +557,7 @@ def _solve(batch, n_threads):
         except (TypeError, ValueError) as error:
             _name_refused(batch)
             raise type(error)(_at(runs[0], error)) from error
-        outcomes = _outcomes(batch, solution)
+        outcomes = _outcomes(batch, solution, n_threads)
     return outcomes, len(outcomes) == len(runs)
 
 
@@ -575,14 +577,22 @@ def _at(run, error):
     return f"at {_named(run.point)}: {error}" if run.point else str(error)
 
 
-def _outcomes(batch, solution):
+def _spectra(solution, n_threads):
+    """Return the singular values of all slices, by threads: those of hundreds take longer than their steps."""
+    left, right = solution.halves()
+    right = np.broadcast_to(right, (len(left), *right.shape[-2:]))
+    with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
+        return np.stack(list(pool.map(singular_values, left, right)))
+
+
+def _outcomes(batch, solution, n_threads):
     """Return what is kept of the runs that were not interrupted."""
     rule = as_rule(batch.settings.get("rule", _SOLVE["rule"].default))
     evaluations = 1 + solution.n_iter * rule.evaluations
     seconds = solution.seconds * evaluations / evaluations.sum()
-    values = SimpleNamespace(singular_values=solution.singular_values())
+    values = SimpleNamespace(singular_values=_spectra(solution, n_threads))
     effective_ranks, nuclear_norms = (TRACKS[name](values) for name in ("effective_rank", "nuclear_norm"))
-    ranks, outcomes = solution.rank, []
+    ranks, outcomes = numerical_ranks(values.singular_values), []
     for b, run in enumerate(batch.runs):
         if solution.status[b] is Status.INTERRUPTED:
             continue

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastdmf.alternating import HeldSide, Settings, Sweeps, balanced_factors
+from fastdmf.alternating import HeldSide, Settings, Solvers, Sweeps, balanced_factors
+from fastdmf.arrays import as_host, same_home
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_data, check_number, check_seed
@@ -26,6 +27,7 @@ _FEATURES = 64
 _FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
 _STOP_FROM = 5  # sweeps before the evidence may end the fit
 _BIAS_SLACK = 0.97
+_WIDEST = 256  # rows of factors, padding included, of the GPU's kernels
 _COLLAPSED = 1 / 3  # of the components
 _HOPE = 4  # the gains that a rival fit may still add up to, in units of its last one: they shrink geometrically
 
@@ -37,7 +39,8 @@ class VariationalSolution(Solution):
     Attributes
     ----------
     factors : list of ndarray
-        Balanced factors [W_1, ..., W_N] of the latent part.
+        Balanced factors [W_1, ..., W_N] of the latent part; where ``y`` was on a GPU they are too, all else is on the
+        host.
     mean : float
     row_bias, column_bias : ndarray of shape (n1,) and (n2,)
     noise : float
@@ -157,16 +160,23 @@ def vbmf(
     bits of the fit in memory; from several it differs by rounding, since squared errors and the mean are summed by
     block. In memory are both sides' factors, (n1 + n2) times the padded width, and a few numbers a row and column.
 
+    On a GPU are the factors, their prior means and the entries in both orders; of shards the block at hand. It starts
+    as the CPU does and does the same steps. The features of the mask, at the start, and the model are the CPU's work.
+
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it should be; the message names it.
+        If an argument is not what it should be; the message names it. Also for a width of more than 254 on a GPU, or
+        256 without biases.
+    RuntimeError
+        If ``device`` is not there.
 
     References
     ----------
     Lim and Teh 2007, Variational Bayesian approach to movie rating prediction; Raiko, Ilin and Karhunen 2007;
     Koren 2008 for the use of the mask.
     """
+    backend, home = get_backend(device, y), y  # factors go where the data came from
     stored = isinstance(mask, EntryShards)
     if not isinstance(mask, (EntryMask, EntryShards)):
         raise TypeError(
@@ -200,10 +210,10 @@ def vbmf(
     max_iter = enough if max_iter is None else check_count("max_iter", max_iter)
     theta = (1 / 3 if dense else 1.0) if depth is None else 1 - 2 / depth
     settings = Settings(theta, width, bool(biases))
+    _check_width(backend, settings)
 
     features = _FEATURES if implicit_features else 0
-    backend = get_backend(device)
-    with compile_clock() as clock, thread_limits(n_threads):
+    with compile_clock(backend) as clock, thread_limits(n_threads), backend.session():
         if stored:
             parts = "shards", mask.digest, sides[0].dtype.str
             entries = _Entries(backend, *sides, mask.mean, sides[0].dtype, parts)
@@ -236,8 +246,8 @@ def vbmf(
         # What comes needs no entries by column, of which there may be gigabytes.
         entries.release()
         for fit in sweeps:
-            fit.columns.release()
-        factors = _balanced_factors(sweeps, 3 if depth is None else int(depth))
+            fit.finish()
+        factors = same_home(_balanced_factors(sweeps, 3 if depth is None else int(depth)), home)
     if on_failure == "warn":
         warn_unless_success([status for status, *_ in ends])
         if untied and depth is not None:
@@ -274,9 +284,12 @@ def bias_model(mask, y, *, weights=None, biases=True, device="auto", n_threads=N
     Parameters as of :func:`vbmf`.
     """
     settings = Settings(1.0, 0, biases)
-    with thread_limits(n_threads):
-        entries = _held(get_backend(device), mask, y, weights, y.dtype)
-        return _factor_model(entries.mean, _Fit(entries, settings, 0, 0).sweeps)
+    backend = get_backend(device)
+    with thread_limits(n_threads), backend.session():
+        entries = _held(backend, mask, y, weights, y.dtype)
+        sweeps = _Fit(entries, settings, 0, 0).sweeps
+        sweeps.finish()
+        return _factor_model(entries.mean, sweeps)
 
 
 def _factor_model(mean, sweeps):
@@ -286,7 +299,7 @@ def _factor_model(mean, sweeps):
 
 def _factor_side(side, live):
     """Return one side of the sweeps as a :class:`FactorSide`."""
-    x = side.kernels.aligned_empty((side.n + 1, side.x.shape[1]), side.dtype)
+    x = get_backend().kernels.aligned_empty((side.n + 1, side.x.shape[1]), side.dtype)
     # The constant column is all that is left of a row without entries.
     x[:-1], x[-1] = side.x, np.where(side.free == 0, side.x[0], 0)
     moments = side.prior, side.second, side.variance, side.free
@@ -307,6 +320,15 @@ def _step(sweeps, before):
     return (evidence - before if sweeps.done >= _STOP_FROM else 1.0), evidence
 
 
+def _check_width(backend, settings):
+    """Refuse rows of factors that are too wide for the backend's kernels."""
+    most = _WIDEST - (2 if settings.biases else 0)
+    if backend.name != "cpu" and settings.width > most:
+        raise ValueError(
+            f"width {settings.width} is more than the {most} of the GPU's kernels: use a smaller width, or device='cpu'"
+        )
+
+
 def _refuse_beside_shards(y, weights, implicit_features):
     """Refuse what shards hold themselves, and what would need all entries at once."""
     for name, value in (("y", y), ("weights", weights)):
@@ -320,7 +342,7 @@ def _refuse_beside_shards(y, weights, implicit_features):
 
 def _held(backend, mask, y, weights, dtype):
     """Return the :class:`_Entries` of a mask and its values."""
-    kernels = backend.kernels
+    kernels = get_backend().kernels  # orders are the CPU's work, and what is learned later is as well
 
     def padded(values):
         out = np.zeros(mask.size + kernels.PAD, dtype)
@@ -344,7 +366,8 @@ class _Entries:
     """
 
     def __init__(self, backend, rows, columns, mean, dtype, parts):
-        self.mean, self.dtype, self.parts, self._data = mean, dtype, parts, (backend.kernels, rows, columns)
+        self.mean, self.dtype, self.parts = mean, dtype, parts
+        self._data = backend, *(Solvers(backend.kernels, side) for side in (rows, columns))
 
     def release(self):
         """Let the arrays go."""
@@ -368,9 +391,10 @@ class _Fit:
         self.bias_noise = self.sweeps.noise
         self.n_eval, self.evidence, self.gain = 0, -np.inf, 1.0
 
-    def step(self):
+    def step(self, most):
         self.gain, self.evidence = _step(self.sweeps, self.evidence)
         self.n_eval += 1
+        return 1
 
     def record(self):
         sweeps = self.sweeps
@@ -438,7 +462,7 @@ class _Fit:
         return [np.array(side.x[:, k]) if head else np.zeros(side.n) for side, k in ((rows, 0), (columns, 1))]
 
     def factors(self):
-        return _balanced_factors([self.sweeps], 2)
+        return [w[None] for w in _balanced_factors([self.sweeps], 2)]  # a batch of one
 
     def snapshot(self):
         numbers = {name: getattr(self, name) for name in ("n_eval", "evidence", "gain")}
@@ -452,7 +476,7 @@ class _Fit:
 
 def _balanced_factors(fits, depth):
     """Return the mean of the fits' latent parts as depth balanced factors."""
-    sides = [[fit.sides[axis].x[:, fit.head : fit.live] for fit in fits] for axis in (0, 1)]
+    sides = [[as_host(fit.sides[axis].x[:, fit.head : fit.live]) for fit in fits] for axis in (0, 1)]
     if len(fits) == 1:
         return balanced_factors(*(parts[0] for parts in sides), depth)
     share = 1 / np.sqrt(len(fits))

@@ -9,6 +9,7 @@ are used.
 """
 
 import contextlib
+import time
 import types
 
 import cuda_emulator
@@ -16,7 +17,7 @@ import numpy as np
 
 __all__ = ["Double", "ndarray"]
 
-_STATE = types.SimpleNamespace(capture=None, syncs=0, used=set(), order="forward", launches=0)
+_STATE = types.SimpleNamespace(capture=None, syncs=0, used=set(), order="forward", kernels=set())
 # Kernels have no place in an emulated memory of this size unless a test lowers it.
 _MEMORY = types.SimpleNamespace(limit=1 << 40)
 
@@ -272,7 +273,7 @@ class _Kernel:
                 bare.append(value)
 
         def launch():
-            _STATE.launches += 1
+            _STATE.kernels.add(self._name)
             self._module.launch(self._name, grid, block, bare, shared=shared_mem, order=_STATE.order, seed=3)
 
         if _STATE.capture is None:
@@ -287,6 +288,14 @@ class _RawModule:
 
     def get_function(self, name):
         return _Kernel(self._module, name)
+
+
+class _Event:
+    def record(self, stream=None):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        _sync()
 
 
 class _Pool:
@@ -317,6 +326,8 @@ class Double(types.ModuleType):
             MemoryPool=_Pool,
             using_allocator=contextlib.nullcontext,
             get_current_stream=_Stream,
+            Event=_Event,
+            get_elapsed_time=lambda first, last: 1e3 * (last.time - first.time),
             is_available=self.is_available,
             runtime=types.SimpleNamespace(
                 getDeviceCount=self._count,
@@ -327,7 +338,9 @@ class Double(types.ModuleType):
             ),
             compiler=types.SimpleNamespace(CompileException=type("CompileException", (Exception,), {})),
             memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            Device=lambda *_: types.SimpleNamespace(id=0, compute_capability="90", use=lambda: None),
+            Device=lambda *_: types.SimpleNamespace(
+                id=0, compute_capability="90", attributes={"MaxSharedMemoryPerBlockOptin": 227 << 10}
+            ),
         )
 
     def is_available(self):

@@ -27,6 +27,12 @@ class Compiler:
     def _call(self, name, *args):
         return getattr(self._library, name)(*args)
 
+    def version(self):
+        """Return "major.minor"."""
+        numbers = (ctypes.c_int * 2)()
+        self._call("nvrtcVersion", ctypes.byref(numbers, 0), ctypes.byref(numbers, ctypes.sizeof(ctypes.c_int)))
+        return "{}.{}".format(*numbers)
+
     def architectures(self):
         """Return the numbers of the architectures it knows."""
         count = ctypes.c_int()
@@ -71,5 +77,7 @@ class Compiler:
 def resources(log):
     """Return registers and bytes of stack of each kernel from the assembler's messages."""
     frame = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-    found = re.findall(rf"Compiling entry function '(\w+)'.*?{frame}.*?Used (\d+) registers", log, re.S)
+    # Functions that are called, like pow, are told of in between.
+    kernel = rf"Compiling entry function '(\w+)'.*?Function properties for \1\n\D*{frame}.*?Used (\d+) registers"
+    found = re.findall(kernel, log, re.S)
     return {name: (int(used), int(stack) + int(out) + int(back)) for name, stack, out, back, used in found}

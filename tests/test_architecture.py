@@ -19,7 +19,7 @@ LAYERS = [
     {"device_bounds"},
     {"masks", "seeded"},
     {"operators"},
-    {"problem", "second_order", "symmetry"},
+    {"problem", "second_order", "symmetry", "device_chain"},
     {"rule"},
     {"auto", "flow", "rescaled", "scaled", "mirror", "subgradient", "normalised"},
     {"rules"},

@@ -1,7 +1,11 @@
 """The solvers on a double of cupy: the same engine, the CUDA kernels emulated, beside the CPU's runs."""
 
+import importlib
+import json
 import sys
+from pathlib import Path
 
+import cuda_device
 import cuda_emulator
 import cupy_double
 import numpy as np
@@ -11,7 +15,9 @@ from conftest import random_mask
 import fastdmf
 from fastdmf import backend, cuda
 
-pytestmark = pytest.mark.skipif(not cuda_emulator.AVAILABLE, reason="g++ on Linux is needed to emulate CUDA kernels")
+pytestmark = pytest.mark.skipif(
+    not (cuda_emulator.AVAILABLE or cuda_device.ON_DEVICE), reason="g++ on Linux is needed to emulate CUDA kernels"
+)
 
 
 def _forget():
@@ -21,21 +27,32 @@ def _forget():
 
 @pytest.fixture
 def cupy(monkeypatch):
-    """The double in cupy's place, found as a GPU is."""
+    """The double in cupy's place, found as a GPU is; cupy itself where the tests are to run on a GPU."""
+    if cuda_device.ON_DEVICE:
+        yield importlib.import_module("cupy")
+        return
     monkeypatch.setitem(sys.modules, "cupy", cupy_double.Double())
     _forget()
     yield sys.modules["cupy"]
     _forget()
 
 
+@pytest.fixture
+def double(cupy):
+    """The double alone: tests of what only it can tell."""
+    if cuda_device.ON_DEVICE:
+        pytest.skip("asks the double of cupy, not a GPU")
+    return cupy
+
+
 # --- what is found -----------------------------------------------------------------------------------------------
 
 
-def test_device_is_found_by_running_a_kernel(cupy):
+def test_device_is_found_by_running_a_kernel(double):
     assert fastdmf.backend.cuda_report().startswith("available, double, compute capability 9.0")
     assert fastdmf.backend.get_backend("cuda").name == "cuda"
     assert fastdmf.backend.get_backend("auto").name == "cpu"
-    assert fastdmf.backend.get_backend("auto", cupy.zeros(3)).name == "cuda"
+    assert fastdmf.backend.get_backend("auto", double.zeros(3)).name == "cuda"
 
 
 def test_the_double_has_what_cupy_has():
@@ -85,12 +102,14 @@ RULES = {
 
 
 @pytest.fixture(autouse=True)
-def small_masks_are_sparse(monkeypatch, request):
-    """The sparse route for the masks that are called so, however many of their cells are known."""
-    from fastdmf import device_bounds
+def routes(monkeypatch, request):
+    """The sparse route for the masks that are called so, and leaps of small chains where they are the test's matter."""
+    from fastdmf import device_bounds, device_chain
 
     if "sparse" in request.node.name:
         monkeypatch.setattr(device_bounds, "_DENSE", 2.0)
+    if "persistent" not in request.node.name:
+        monkeypatch.setattr(device_chain, "_NARROW", 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,17 +158,17 @@ def test_batches_whose_slices_end_apart(cupy, kind, rule):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
 
 
-def test_the_host_waits_at_records_only(cupy):
+def test_the_host_waits_at_records_only(double):
     """Ten more steps between two records of a captured rule take no further wait."""
     fastdmf.backend.get_backend("cuda")  # which waits for its trial
     operator, y = problem("sparse", np.random.default_rng(4))
     for rule in ("gd", "momentum", "nesterov", "group_rmsprop", "adam"):
         waits = []
         for steps in (10, 20):
-            cupy.state.syncs = 0
+            double.state.syncs = 0
             settings = {"rule": RULES[rule], "max_iter": steps, "check_every": steps, "on_failure": "ignore"}
             fastdmf.solve(operator, y, random_state=0, depth=3, width=4, device="cuda", **settings)
-            waits.append(cupy.state.syncs)
+            waits.append(double.state.syncs)
         assert waits[0] == waits[1], rule
 
 
@@ -166,6 +185,30 @@ def test_arrays_of_the_device_stay_there(cupy):
     back = fastdmf.solve(operator, cupy.asarray(y), random_state=0, device="cpu")
     assert back.device == "cpu" and isinstance(back.factors[0], cupy.ndarray)
     assert (back.factors[0].get() == expected.factors[0]).all()
+
+
+def test_tensors_of_others_come_by_dlpack(double):
+    """Anything on a device that speaks DLPack, as torch's tensors do, without a copy."""
+
+    class Tensor:
+        def __init__(self, a):
+            self.a, self.__cuda_array_interface__ = a, double.asarray(a).__cuda_array_interface__
+
+        def __dlpack__(self, **keywords):
+            return self.a.__dlpack__(**keywords)
+
+        def __dlpack_device__(self):
+            return self.a.__dlpack_device__()
+
+    operator, y = problem("gaussian", np.random.default_rng(5))
+    from fastdmf.arrays import as_cupy
+
+    assert np.shares_memory(as_cupy(Tensor(y))._a, y)
+    settings = {"random_state": 0, "max_iter": 20, "on_failure": "ignore"}
+    solution = fastdmf.solve(fastdmf.GaussianDense(Tensor(operator.a), operator.shape), Tensor(y), **settings)
+    expected = fastdmf.solve(operator, y, device="cuda", **settings)
+    assert solution.device == "cuda" and isinstance(solution.factors[0], double.ndarray)
+    np.testing.assert_array_equal(solution.factors[0].get(), expected.factors[0])
 
 
 def test_held_out_data_truth_and_tracks(cupy):
@@ -261,16 +304,16 @@ def test_what_has_no_device_says_so(cupy):
         fastdmf.solve(linear, np.ones(3), device="cuda")
 
 
-def test_out_of_memory_tells_the_bytes(cupy, monkeypatch):
+def test_out_of_memory_tells_the_bytes(double, monkeypatch):
     operator, y = problem("gaussian", np.random.default_rng(0))
-    monkeypatch.setattr(cupy.memory, "limit", 10_000)
+    monkeypatch.setattr(double.memory, "limit", 10_000)
     with pytest.raises(
         MemoryError, match=r"no room: Out of memory allocating 66,456 bytes.*10,000 bytes of the device"
     ):
         fastdmf.solve(operator, y, device="cuda")
 
 
-def test_a_missing_device_is_an_error(monkeypatch):
+def test_a_missing_device_is_an_error(double, monkeypatch):
     operator, y = problem("sparse", np.random.default_rng(0))
 
     def refused(text):
@@ -293,7 +336,7 @@ def test_a_missing_device_is_an_error(monkeypatch):
     _forget()
 
 
-def test_a_step_that_leaves_its_arrays_is_seen(cupy):
+def test_a_step_that_leaves_its_arrays_is_seen(double):
     """The double does in a graph what a GPU would: a rule that puts new arrays in its state goes wrong."""
     operator, y = problem("sparse", np.random.default_rng(4))
 
@@ -327,3 +370,56 @@ def test_sweep_in_one_batch(cupy):
         np.testing.assert_array_equal(tables[1][name], tables[0][name])
     np.testing.assert_allclose(tables[1]["error"], tables[0]["error"], rtol=1e-6)
     assert list(tables[1]["status"]) == list(tables[0]["status"])
+
+
+# --- the script that measures on a GPU -------------------------------------------------------------------------------
+
+
+def test_every_section_of_the_bench_runs(double, tmp_path, monkeypatch):
+    """At sizes that mean nothing, and with losses that agree with the CPU's."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
+    gpu = importlib.import_module("gpu")
+    assert gpu.main(["--tiny", "--keep", str(tmp_path / "gpu.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert {row["section"] for row in rows} == {*gpu.SECTIONS, "ceiling"} - {"ceilings"}
+    for row in rows:
+        assert row.get("loss_off", 0) < 1e-4 and row.get("off", 0) < 1e-8, row
+        assert row.get("bits_equal", True) and row.get("constant", True), row
+
+
+# --- many steps in a launch --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["gd", "momentum", "nesterov", "group_rmsprop"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_persistent_chains_take_the_same_steps(double, rule, depth, monkeypatch):
+    """Records, ends and factors of a batch are those of single steps, whatever the length of a leap."""
+    from fastdmf import descent
+
+    rng = np.random.default_rng(11)
+    operator, y = problem("sparse", rng)
+    weights = rng.integers(0, 2, (3, len(y))) * rng.choice([1.0, 2.0], (3, 1))
+    y = y * np.array([[1.0], [0.2], [1.0]])
+    settings = {"rule": RULES[rule], "depth": depth, "width": 4, "max_iter": 23, "check_every": 5, "tol": 0.3}
+    settings |= {"weights": weights, "random_state": [0, 1, 2], "init_scale": 0.3, "on_failure": "ignore"}
+    if depth == 1:
+        del settings["width"]
+    host = fastdmf.solve(operator, y, **settings)
+    monkeypatch.setattr(descent, "_LEAP", 3)
+    double.state.kernels.clear()
+    device = fastdmf.solve(operator, y, device="cuda", **settings)
+    assert "small_chain" in double.state.kernels and "update_gd" not in double.state.kernels
+    assert device.status == host.status and (device.n_iter == host.n_iter).all() and device.n_eval == host.n_eval
+    for name in ("loss", "grad_norm", "step_size"):
+        np.testing.assert_allclose(device.history[name], host.history[name], rtol=1e-9)
+    for a, b in zip(device.factors, host.factors):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+
+
+def test_persistent_chains_that_diverge(cupy):
+    operator, y = problem("sparse", np.random.default_rng(12))
+    settings = {"rule": fastdmf.rules.GradientDescent(lr=30.0), "max_iter": 200, "check_every": 50, "init_scale": 1.0}
+    settings |= {"random_state": 0, "depth": 3, "on_failure": "ignore"}
+    host, device = (fastdmf.solve(operator, y, device=d, **settings) for d in ("cpu", "cuda"))
+    assert host.status is device.status is fastdmf.engine.Status.DIVERGED
+    assert all(np.isfinite(w).all() for w in device.factors)

@@ -1,5 +1,7 @@
 """The emulator that the CUDA kernels are tested with: what it computes, and the faults that it must find."""
 
+import re
+
 import cuda_emulator
 import numpy as np
 import pytest
@@ -121,26 +123,27 @@ def test_shared_memory_is_poisoned_for_every_block(samples, order):
     np.testing.assert_array_equal(np.isnan(out), [False, True, True])
 
 
-@pytest.mark.parametrize(
-    ("kernel", "extra", "message"),
-    [
-        ("divergent_barrier", (), "__syncthreads, but thread .* waits at the one of line"),
-        ("barrier_not_for_all", (), "1 threads of the block have ended|ends while all others wait at __syncthreads"),
-        ("barrier_and_shuffle", (), "waits for lanes of its mask that never come"),
-        ("lanes_that_ended", (), "the warp operation waits for lanes of its mask that never come"),
-        ("lane_not_in_mask", (), "the calling lane .* is not in the mask 0000ffff"),
-        ("different_masks", (), "gives the mask"),
-        ("lane_outside_mask", (), "lane 15 reads lane 16 outside the mask"),
-        ("different_lines", (), "is in the warp operation of line"),
-        ("write_behind", (np.int32(32),), "writes outside of argument 0"),
-        ("write_before", (), "writes outside of argument 0"),
-        ("write_to_input", (), "writes to argument 0, which is const"),
-        ("not_aligned", (np.zeros(8, np.float32),), "the address 0x.* is not aligned"),
-        ("large_frame", (np.int32(17_000),), "the thread needs more than 65536 bytes of stack"),
-        ("index_outside", (np.int32(8),), "the index 8 is outside of the array"),
-        ("index_outside", (np.int32(-1),), "the index -1 is outside of the array"),
-    ],
+# Kernel, what it takes behind 32 numbers, and what it is told of.
+FAULTS = (
+    ("divergent_barrier", (), "__syncthreads, but thread .* waits at the one of line"),
+    ("barrier_not_for_all", (), "1 threads of the block have ended|ends while all others wait at __syncthreads"),
+    ("barrier_and_shuffle", (), "waits for lanes of its mask that never come"),
+    ("lanes_that_ended", (), "the warp operation waits for lanes of its mask that never come"),
+    ("lane_not_in_mask", (), "the calling lane .* is not in the mask 0000ffff"),
+    ("different_masks", (), "gives the mask"),
+    ("lane_outside_mask", (), "lane 15 reads lane 16 outside the mask"),
+    ("different_lines", (), "is in the warp operation of line"),
+    ("write_behind", (np.int32(32),), "writes outside of argument 0"),
+    ("write_before", (), "writes outside of argument 0"),
+    ("write_to_input", (), "writes to argument 0, which is const"),
+    ("not_aligned", (np.zeros(8, np.float32),), "the address 0x.* is not aligned"),
+    ("large_frame", (np.int32(17_000),), "the thread needs more than 65536 bytes of stack"),
+    ("index_outside", (np.int32(8),), "the index 8 is outside of the array"),
+    ("index_outside", (np.int32(-1),), "the index -1 is outside of the array"),
 )
+
+
+@pytest.mark.parametrize(("kernel", "extra", "message"), FAULTS)
 def test_faults_are_found(samples, order, kernel, extra, message):
     with pytest.raises(EmulationError, match=f"samples: {kernel}: .*({message})"):
         samples.launch(kernel, (1,), (32,), (np.zeros(32, np.float32), *extra), order=order, seed=2)
@@ -148,6 +151,109 @@ def test_faults_are_found(samples, order, kernel, extra, message):
     out = np.full((1, 24), -1, np.int32)
     samples.launch("places", (1,), (24,), (out,), order=order)
     np.testing.assert_array_equal(out, [np.arange(24)])
+
+
+# Where the header looks, what stands there when it does not, and the faults that then go unnoticed or by another name.
+LINE_OF_BARRIER = "if (fibers[i].line != line) fail("
+CHECKS = {
+    "lines of a barrier": ([(LINE_OF_BARRIER, "if (false) fail(")], ["divergent_barrier"]),
+    "threads that have ended": (
+        [
+            ("if (alive < threads) fail(", "if (false) fail("),
+            ("if (--alive && waiting == alive) fail(", "alive--; if (false) fail("),
+            (
+                "fibers[i].state = READY;\n        fibers[i].received",
+                "if (fibers[i].state != DONE) fibers[i].state = READY;\n        fibers[i].received",
+            ),
+        ],
+        ["barrier_not_for_all"],
+    ),
+    "waiting for ever": (
+        [("        report(current->state == IN_WARP ?", "        return; report(current->state == IN_WARP ?")],
+        ["barrier_and_shuffle", "lanes_that_ended"],
+    ),
+    "the lane in its mask": ([("if (!(mask >> lane() & 1)) fail(", "if (false) fail(")], ["lane_not_in_mask"]),
+    "equal masks": ([("if (lanes[k].mask != mask) fail(", "if (false) fail(")], ["different_masks"]),
+    "equal lines": ([("if (lanes[k].line != line) fail(", "if (false) fail(")], ["different_lines"]),
+    "the lane that is read": (
+        [("if (!ballot && !(mask >> lanes[k].source & 1))", "if (false)")],
+        ["lane_outside_mask"],
+    ),
+    "the end of the stack": ([("!= BOTTOM)\n        report(", "== 0)\n        report(")], ["large_frame"]),
+    "alignment": ([('emulator::fail("the address %#zx is not aligned", (size_t)address);', "")], ["not_aligned"]),
+    "indices": ([('emulator::fail("the index %zd is outside of the array", (ssize_t)index);', "")], ["index_outside"]),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_check_of_the_header_is_needed(check):
+    """A fault that another check would find as well would not show that this one works."""
+    replaced, missed = CHECKS[check]
+    header = (cuda_emulator.HERE / "cuda_emulator.h").read_text()
+    for there, instead in replaced:
+        assert header.count(there) == 1, there
+        header = header.replace(there, instead)
+    blind = Module(TEXT, name="samples", header=header)
+    for kernel, extra, message in FAULTS:
+        if kernel in missed:
+            try:
+                blind.launch(kernel, (1,), (32,), (np.zeros(32, np.float32), *extra))
+            except EmulationError as error:
+                assert not re.search(message, str(error))
+
+
+def test_poison_and_orders_are_needed(rng):
+    """Without them stale numbers hide what is missing."""
+    header = (cuda_emulator.HERE / "cuda_emulator.h").read_text()
+    poison, order = "memset(shared.start, POISON, shared.size);", "order == RANDOM && i > 1"
+    band = "for (size_t k = dynamic; k < dynamic + SHARED_BAND; k++)"
+    assert all(header.count(text) == 1 for text in (poison, order, band))
+    blind = Module(
+        TEXT,
+        name="samples",
+        header=header.replace(poison, "").replace(order, "false").replace(band, "for (size_t k = 1; k < 1; k++)"),
+    )
+    out, x = np.zeros(3, np.float32), rng.standard_normal(256).astype(np.float32)
+    blind.launch("unwritten_shared", (3,), (1,), (out,))
+    assert not np.isnan(out[1:]).any()
+    results = set()
+    for seed in range(3):
+        out = nan(256)
+        blind.launch("missing_barrier", (1,), (256,), (out, x), order="random", seed=seed)
+        blind.launch("missing_barrier", (1,), (256,), (out, x), order="random", seed=seed)
+        results.add(out.tobytes())
+    np.testing.assert_array_equal(out, np.roll(x, 128))  # what the first launch left behind helps the second
+    assert len(results) == 1
+    blind.launch("write_behind_shared", (2,), (8,), (), shared=32)
+
+
+@pytest.mark.parametrize(
+    ("around", "constant", "missed"),
+    [(False, True, ["write_behind", "write_before"]), (True, False, ["write_to_input"])],
+)
+def test_every_check_of_the_driver_is_needed(samples, monkeypatch, around, constant, missed):
+    whole = cuda_emulator._Banded.take_back
+
+    def half_blind(band):
+        if not around:
+            band.frame[: band.start] = band.frame[band.start + band.array.nbytes :] = 0xFF
+        if not constant:
+            band.constant = False
+        return whole(band)
+
+    monkeypatch.setattr(cuda_emulator._Banded, "take_back", half_blind)
+    for kernel, extra, _ in FAULTS:
+        if kernel in missed:
+            samples.launch(kernel, (1,), (32,), (np.zeros(32, np.float32), *extra))
+
+
+def test_every_planted_fault_has_its_check():
+    missed = [kernel for _, faults in CHECKS.values() for kernel in faults]
+    driver = ["write_behind", "write_before", "write_to_input"]
+    assert sorted(missed + driver) == sorted({kernel for kernel, _, _ in FAULTS})
+    header = (cuda_emulator.HERE / "cuda_emulator.h").read_text()
+    # As many as are tried: those above with one fail or report each, one with two, and the band of shared memory.
+    assert len(re.findall(r"\b(?:fail|report)\(\"|\breport\(current", header)) == len(CHECKS) + 2
 
 
 def test_messages_tell_the_place(samples):

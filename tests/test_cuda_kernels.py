@@ -7,23 +7,20 @@ or written outside of an array. Threads take turns in three orders, and the bits
 
 import dataclasses
 import functools
-import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import cuda_emulator
 import naive
 import numpy as np
-import nvrtc
 import pytest
 from cuda_emulator import ORDERS, EmulationError, Module
+from cuda_launches import Ordered, compiled, emulated, in_every_order, nan, summing, sums
+from test_cuda_small_chain import Chains
 
 from fastdmf.kernels import cpu, cuda
-from fastdmf.kernels.cuda import entry, gaussian, measurements, row_solve, seeded, slices
-
-emulated = pytest.mark.skipif(not cuda_emulator.AVAILABLE, reason="g++ on Linux is needed to emulate CUDA kernels")
+from fastdmf.kernels.cuda import dense, entry, gaussian, lbfgs, measurements, row_solve, seeded, slices, update
 
 ROOT = Path(__file__).resolve().parent.parent
 SQUARED, HUBER, TRUNCATED, ABSOLUTE = range(4)
@@ -32,38 +29,10 @@ DELTA = 0.7
 BOUNDS = {"forward": 0.5, "pull": 0.6, "loss": 1.6}
 
 
-@functools.cache
-def compiled(family, *options):
-    return Module(cuda.source(family), options, name=family)
-
-
-class Ordered:
-    """A module whose launches take turns in one order."""
-
-    def __init__(self, module, order):
-        self.module, self.order = module, order
-
-    def launch(self, kernel, grid, block, arguments, *, shared=0):
-        self.module.launch(kernel, grid, block, arguments, shared=shared, order=self.order, seed=7)
-
-
-def nan(*shape, dtype=np.float64):
-    return np.full(shape, np.nan, dtype)
-
-
 def close(got, reference, terms, family, dtype):
     got, reference = np.asarray(got, float), np.asarray(reference, float)
     error = np.linalg.norm(got - reference)
     assert error <= BOUNDS[family] * np.finfo(dtype).eps * np.sqrt(terms) * np.linalg.norm(reference)
-
-
-def in_every_order(evaluate):
-    """Return what ``evaluate`` gives, after a look that all orders of the threads give the same."""
-    first, *others = (evaluate(order) for order in ORDERS)
-    for other in others:
-        for a, b in zip(first, other):
-            np.testing.assert_array_equal(a, b)
-    return first
 
 
 def targets(prediction, rng):
@@ -80,14 +49,6 @@ def to_bfloat16(x):
 
 
 # Slices --------------------------------------------------------------------------------------------------------
-
-
-def sums(order):
-    return Ordered(compiled("slices", *slices.slices_options(np.float64)), order)
-
-
-def summing(runs, size):
-    return [nan(*shape) for shape in slices.slices_scratch_shapes(runs, size)]
 
 
 @emulated
@@ -648,37 +609,69 @@ def one_of_each():
     """Return family -> (options of the compiler, a run in one order that returns its outputs)."""
     regressions = Rows(9, 60, 200, 16, np.float64, long=5)
     a = np.random.default_rng(0).standard_normal((9, 260)).astype(np.float32)
-    dense = Measurements(a, np.float32, 2, True, HUBER, True)
+    dense_problem = Measurements(a, np.float32, 2, True, HUBER, True)
     plan = measurements.plan_measurements(9, 260, 2, np.float32)
     x = np.arange(600.0)[None]
+    chains = Chains((17, 5, 33, 3, 9), np.float32, "group_rmsprop", runs=1)
 
     def add_up(order):
         out = nan(1)
         slices.slices_dot(sums(order), out, x, x)
         return [out]
 
+    def residual(order):
+        g, losses, module = x.copy(), nan(1), compiled("dense", *dense.dense_options(np.float64))
+        dense.dense_residual(
+            Ordered(module, order), sums(order), g, losses, x[:, ::-1].copy(), x, SQUARED, 0, (nan(1, 1),)
+        )
+        return g, losses
+
+    def pairs_dot(order):
+        out, module = nan(1, 2, 1), compiled("lbfgs", *lbfgs.lbfgs_options(np.float64))
+        arguments = out, np.concatenate([x, -x])[None], x, np.int64(600)
+        Ordered(module, order).launch("pairs_dot", (1, 2, 1), (256,), arguments)
+        return [out]
+
+    def adam(order):
+        x, mean, square, grad = np.random.default_rng(0).random((4, 2, 3000))
+        count, tickets = np.array([3.0, 4.0]), np.zeros(2, np.uint32)
+        module = Ordered(compiled("update", *update.update_options(np.float64)), order)
+        update.update_adam(module, x, mean, square, grad, np.full(2, 0.1), 0.9, 0.99, 1e-8, count, tickets)
+        return x, mean, square, count
+
     return {
         "slices": (slices.slices_options(np.float64), add_up),
-        "gaussian": (plan.options(np.float32), lambda order: run_dense(dense, plan, order)),
+        "dense": (dense.dense_options(np.float64), residual),
+        "lbfgs": (lbfgs.lbfgs_options(np.float64), pairs_dot),
+        "update": (update.update_options(np.float64), adam),
+        "gaussian": (plan.options(np.float32), lambda order: run_dense(dense_problem, plan, order)),
         "row_solve": (
             row_solve.row_solve_options(16, np.float64),
             lambda order: regressions.solve(order, 3, 0.01),
         ),
+        "small_chain": (chains.plan.options(), lambda order: chains.run(order, 4, 1e-9, 2)),
     }
 
 
-BARRIER = "__syncthreads();"
+BLOCK, OF_WARP = "__syncthreads();", "__syncwarp();"
+# How many each text has; seeded measurements have that of the dense ones.
+BARRIERS = {
+    **{(family, BLOCK): 1 for family in ("slices", "dense", "lbfgs", "update", "gaussian")},
+    **{("row_solve", BLOCK): 2, ("small_chain", BLOCK): 7, ("small_chain", OF_WARP): 2},
+}
 
 
 @emulated
-@pytest.mark.parametrize(("family", "k"), [("slices", 0), ("gaussian", 0), ("row_solve", 0), ("row_solve", 1)])
-def test_every_barrier_is_needed(family, k, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "barrier", "k"), [(*place, k) for place, count in BARRIERS.items() for k in range(count)]
+)
+def test_every_barrier_is_needed(family, barrier, k, monkeypatch):
     """Without it the threads' order shows in some way, so that the tests above would fail."""
     text = cuda.source(family)
     options, run = one_of_each()[family]
     expected = run("forward")
-    parts = text.split(BARRIER)
-    broken = Module(BARRIER.join(parts[: k + 1]) + BARRIER.join(["", *parts[k + 1 :]])[len(BARRIER) :], options)
+    parts = text.split(barrier)
+    broken = Module(barrier.join(parts[: k + 1]) + barrier.join(parts[k + 1 :]), options)
     monkeypatch.setattr(compiled(family, *options), "launch", broken.launch)
 
     def differs(order):
@@ -691,8 +684,13 @@ def test_every_barrier_is_needed(family, k, monkeypatch):
 
 
 def test_all_barriers_are_tried():
-    counts = {family: cuda.source(family).count(BARRIER) for family in cuda.FAMILIES}
-    assert counts == {"slices": 1, "entry": 0, "gaussian": 1, "seeded": 1, "row_solve": 2}
+    counts = {
+        (family, barrier): count
+        for family in cuda.FAMILIES
+        for barrier in (BLOCK, OF_WARP)
+        if (count := cuda.source(family).count(barrier))
+    }
+    assert counts == BARRIERS | {("seeded", BLOCK): 1}
 
 
 def test_options_name_what_the_text_asks_for():
@@ -721,93 +719,3 @@ def test_nothing_of_a_gpu_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
-
-
-# Compiled for GPUs ---------------------------------------------------------------------------------------------
-
-
-def layout(d, runs, dtype, **options):
-    return measurements.plan_measurements(10_000, d, runs, dtype, **options)
-
-
-# Loads and stores of 16 bytes, and of four numbers of half the width, as several releases of the compiler spell them.
-FOUR, FOUR_OUT, TWO = r"ld\.global\S*\.v4\.\w32", r"st\.global\S*\.v4\.\w32", r"ld\.global\S*\.v2\.\w64"
-ATOMIC = r"atom\. red\."
-HALVES = r"ld\.global\S*(\.v4\.\w16|\.v2\.\w32)"
-
-# family, options, threads of a block, patterns that must be among the instructions, and that must not
-COMPILED = [
-    ("slices", slices.slices_options(np.float32), 256, f"{FOUR} {FOUR_OUT}", ""),
-    ("slices", slices.slices_options(np.float64), 256, TWO, ""),
-    ("entry", entry.entry_options(1, np.float32), 256, "", ATOMIC),
-    ("entry", entry.entry_options(32, np.float32), 256, f"{FOUR} {FOUR_OUT}", ATOMIC),
-    ("entry", entry.entry_options(255, np.float32), 256, "", ATOMIC),
-    ("entry", entry.entry_options(256, np.float32), 256, FOUR, ATOMIC),
-    ("entry", entry.entry_options(256, np.float64, index=np.int64), 256, TWO, ATOMIC),
-    ("entry", entry.entry_options(64, np.float32, stored="bfloat16"), 256, HALVES, ATOMIC),
-    *(
-        ("gaussian", plan.options(dtype, stored), plan.threads, loads, ATOMIC)
-        for dtype, stored, plan, loads in (
-            (np.float32, None, layout(10_000, 1, np.float32), FOUR),
-            (np.float32, None, layout(10_001, 1, np.float32), ""),
-            (np.float32, None, layout(2048, 4, np.float32), FOUR),
-            (np.float32, None, layout(6_000, 4, np.float32), FOUR),
-            (np.float32, None, layout(10**6, 1, np.float32), FOUR),
-            (np.float64, None, layout(5_000, 1, np.float64), TWO),
-            (np.float64, None, layout(1_000, 4, np.float64), TWO),
-            (np.float32, "float16", layout(10_000, 1, np.float32), rf"{HALVES} cvt\.f32\.f16"),
-        )
-    ),
-    # The exact transform: nothing approximate, nothing fused that is not written so.
-    *(
-        (
-            "seeded",
-            seeded.seeded_options(plan, dtype, ensemble),
-            plan.threads,
-            found,
-            rf"{ATOMIC} sqrt\.approx div\.approx lg2 sin\.",
-        )
-        for dtype, ensemble, plan, found in (
-            (np.float32, "gaussian", layout(10_000, 1, np.float32, pack=4), r"sqrt\.rn\.ftz\.f32 fma\.rn\.ftz\.f32"),
-            (np.float64, "gaussian", layout(4_096, 1, np.float64, pack=4), r"sqrt\.rn\.ftz\.f32 cvt\.ftz\.f64\.f32"),
-            (np.float32, "rademacher", layout(10_000, 1, np.float32, pack=4), r"shfl\.sync\.idx"),
-        )
-    ),
-    ("row_solve", row_solve.row_solve_options(16, np.float32), 256, FOUR, ATOMIC),
-    ("row_solve", row_solve.row_solve_options(256, np.float32), 256, FOUR, ATOMIC),
-    ("row_solve", row_solve.row_solve_options(256, np.float64), 256, TWO, ATOMIC),
-]
-
-
-@pytest.fixture(scope="module")
-def compiler():
-    path = nvrtc.find()
-    if path is None:
-        pytest.skip("NVRTC is needed to compile CUDA kernels: pip install nvidia-cuda-nvrtc-cu12")
-    return nvrtc.Compiler(path)
-
-
-@pytest.mark.parametrize("architecture", [75, 80, 90, 100, 120])
-def test_compiles_for(compiler, architecture):
-    """Without a warning; everything stays in registers, and a block's registers exist."""
-    if architecture not in compiler.architectures():
-        pytest.skip(f"this NVRTC does not know sm_{architecture}")
-    for family, options, threads, found, absent in COMPILED:
-        used, ptx = compiler.compile(cuda.source(family), architecture, options, name=family)
-        assert sorted(used) == sorted(cuda_emulator.kernel_names(cuda.source(family)))
-        for kernel, (registers, stack) in used.items():
-            assert stack == 0 and registers * threads <= 65_536, (family, options, kernel, registers, stack)
-        assert all(re.search(pattern, ptx) for pattern in found.split()), (family, options, found)
-        assert not any(re.search(rf"^\s*(@!?%p\d+\s+)?{pattern}", ptx, re.M) for pattern in absent.split()), (
-            family,
-            options,
-            absent,
-        )
-
-
-def test_compiler_tells_what_is_wrong(compiler):
-    with pytest.raises(RuntimeError, match=r"broken, sm_80.*broken.cu\(1\): error: identifier .nothing. is undefined"):
-        compiler.compile('extern "C" __global__ void f(int* x) { *x = nothing; }', 80, name="broken")
-    local = 'extern "C" __global__ void f(int* x) { int a[99]; for (int k = 0; k < 99; k++) a[x[k]] = k; *x = a[*x]; }'
-    used, _ = compiler.compile(local, 80)
-    assert used["f"][1] >= 99 * 4

@@ -1,5 +1,7 @@
 """The rows' ridge regressions against conjugate gradients in plain loops, and against dense solves."""
 
+import sys
+
 import naive
 import numba
 import numpy as np
@@ -136,3 +138,20 @@ def test_same_bits_for_any_number_of_threads(h):
         results.append((problem.a.tobytes(), total))
     numba.set_num_threads(threads)
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("most", [0, 899, 900])
+def test_row_solver_solves_few_entries_on_the_calling_thread(monkeypatch, most):
+    """Vectors of any precision become that of the factors."""
+    module, called = sys.modules["fastdmf.kernels.cpu.row_solve"], []
+    monkeypatch.setattr(module, "_SERIAL", most)
+    for name in ("row_solve", "row_solve_serial"):
+        kernel = getattr(cpu, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, kernel=kernel: (called.append(name), kernel(*a))[1])
+    one, two = Rows(33, 257, 900, 16, np.float32), Rows(33, 257, 900, 16, np.float32)
+    a, b, mean, indptr, indices, y, w, scale, *vectors = one.arguments()
+    wide = [v.astype(np.float64) for v in (scale, *vectors)]
+    got = cpu.row_solver(indptr, indices, y, w)(a, b, mean, wide[0], wide[1:], 2, 0.1)
+    expected = (cpu.row_solve if most < 900 else cpu.row_solve_serial)(*two.arguments(), 2, 0.1)
+    assert called == ["row_solve" if most < 900 else "row_solve_serial"]
+    assert got == expected and one.a.tobytes() == two.a.tobytes()

@@ -12,3 +12,4 @@ from fastdmf.kernels.cpu.row_solve import *  # noqa: F403
 from fastdmf.kernels.cpu.sampled import *  # noqa: F403
 from fastdmf.kernels.cpu.seeded import *  # noqa: F403
 from fastdmf.kernels.cpu.slices import *  # noqa: F403
+from fastdmf.kernels.cpu.update import *  # noqa: F403

@@ -47,7 +47,7 @@ from fastdmf.kernels.cpu.vectors import (
     zero_sum,
 )
 
-__all__ = ["row_solve", "row_solve_serial"]
+__all__ = ["row_solve", "row_solve_serial", "row_solver"]
 
 # Heads of sha256 of the kernel files this one compiles: numba's disk cache watches this file only.
 BUILT_ON = {"entry": "dd99fa3b3ce0", "vectors": "0f2ca2dd1947"}
@@ -56,6 +56,8 @@ _SETTINGS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 # Bytes of the widest row that is kept in registers: with AVX-512 four registers took 7.9 ns an entry to where lines
 # took 10.3 (h = 64 float32, far, one step), three 6.9 and 8.7.
 _NARROW = 4 * VECTOR_BYTES
+# Entries up to which rows are solved for on the calling thread: below, a parallel region costs more than it saves.
+_SERIAL = 20_000
 _LEAST = float(np.finfo(np.float32).tiny)  # below it float32 loses digits, and a step goes anywhere
 
 
@@ -357,3 +359,26 @@ def row_solve_serial(a, b, mean, indptr, indices, y, w, scale, scaled_ridge, rid
     """Solve as ``row_solve`` does, on the calling thread."""
     head, flags = _arguments(a, b, mean, indptr, indices, y, w, scale, scaled_ridge, ridge, moment, free, steps, tol)
     return _solve_rows(*head, 0, a.shape[0], *flags, aligned_empty(5 * a.shape[1], a.dtype))
+
+
+def row_solver(indptr, indices, y, w):
+    """Return the regressions of the rows with these entries, on the calling thread where they are few.
+
+    Parameters
+    ----------
+    indptr, indices, y, w : ndarray
+        As for ``row_solve``.
+
+    Returns
+    -------
+    callable
+        (a, b, mean, scale, vectors, steps, tol) -> sum w (y - a . b)^2 before. ``vectors`` are scaled_ridge, ridge,
+        moment and free; they and ``scale`` are of any precision, the rest is as for ``row_solve``.
+    """
+    solve = row_solve if indptr[-1] > _SERIAL else row_solve_serial
+
+    def improve(a, b, mean, scale, vectors, steps, tol):
+        scale, *vectors = (np.ascontiguousarray(v, a.dtype) for v in (scale, *vectors))
+        return solve(a, b, mean, indptr, indices, y, w, scale, *vectors, steps, tol)
+
+    return improve

@@ -5,8 +5,8 @@
 //
 // No atomic operation on floats, no order that the hardware chooses: the same launch gives the same bits.
 
-constexpr int WARP = 32;
-constexpr unsigned ALL_LANES = 0xFFFFFFFFu;
+[[maybe_unused]] constexpr int WARP = 32;
+[[maybe_unused]] constexpr unsigned ALL_LANES = 0xFFFFFFFFu;
 
 struct bfloat16 {
     unsigned short bits;

@@ -22,8 +22,9 @@
 // An entry costs 2 H flops for its prediction and 2 H for the sum in each of the two passes, and H numbers of q, an
 // index, y and w read: bound by the gather of q, from L2 where q fits.
 
-// Blocks that a multiprocessor should have at once: more would leave too few registers for the rows.
-constexpr int BLOCKS = SHARE * PACK * sizeof(REAL) > 16 ? 2 : 3;
+// Blocks that a multiprocessor should have at once: more would leave too few registers, for the rows, or for sums,
+// losses and places in double.
+constexpr int BLOCKS = sizeof(REAL) > 4 || SHARE * PACK > 4 ? 2 : 3;
 
 // One pass over all items for one run. GIVEN: y holds the g_ij. Overwrites g, parts, and losses[k] for each item.
 template <bool GIVEN>

@@ -5,11 +5,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.kernels.cuda import real_name, stored_name
-from fastdmf.kernels.cuda.slices import slices_sum
+from fastdmf.kernels.cuda.checks import check_arguments, table
+from fastdmf.kernels.cuda.slices import check_scratch, slices_sum
 
 __all__ = ["EntrySide", "entry_forward", "entry_loss_pull", "entry_options", "entry_pull"]
 
 _THREADS = 256  # of a block: eight warps, each with an item of its own
+
+_LOSS_PULL = table(
+    gp="REAL B n1 H",
+    gqt="REAL B n2 H",
+    losses="float64 B",
+    p="STORED B n1 H",
+    qt="STORED B n2 H",
+    y="REAL 1|B nnz+",
+    w="REAL? 1|B nnz+",
+    yc="REAL 1|B nnz+",
+    wc="REAL? 1|B nnz+",
+    parts="REAL? B pieces+ H",
+)
+_FORWARD = table(out="REAL B nnz+", p="STORED B n1 H", qt="STORED B n2 H")
+_PULL = table(g="REAL B n1 H", r="REAL B nnz+", q="STORED B n2 H", parts="REAL? B pieces+ H")
+_SIDE = {
+    "begin": "int64 items+1",
+    "row": "INDEX items",
+    "slot": "int32 items",
+    "cut": "INDEX cut",
+    "first": "int32 cut+1",
+    "indices": "INDEX nnz+",
+}
 
 
 def entry_options(h, dtype, *, stored=None, index=np.int32):
@@ -38,6 +62,12 @@ class EntrySide:
         Rows of the other side. The type of all three of them is that of the module's ``index``.
     pieces : int
         Number of pieces.
+    length : int
+        Number of rows.
+    entries : int
+        Number of entries.
+    reach : int
+        One more than the largest of the indices.
     """
 
     begin: object
@@ -47,6 +77,9 @@ class EntrySide:
     first: object
     indices: object
     pieces: int
+    length: int
+    entries: int
+    reach: int
 
     @classmethod
     def of(cls, indptr, indices, *, longest=1024, to_device=lambda x: x):
@@ -67,12 +100,29 @@ class EntrySide:
             np.append(0, np.cumsum(pieces[pieces > 1])).astype(np.int32),
             indices,
         )
-        return cls(*map(to_device, arrays), int(in_pieces.sum()))
+        entries = int(indptr[-1])
+        reach = int(indices[:entries].max()) + 1 if entries else 0
+        return cls(*map(to_device, arrays), int(in_pieces.sum()), len(counts), entries, reach)
+
+    def check(self, name, length, others):
+        """Raise unless this, the argument ``name``, is a side of ``length`` rows for ``others`` of the other side."""
+        if self.length != length:
+            raise ValueError(f"{name} must have {length} rows, got {self.length}")
+        if self.reach > others:
+            raise ValueError(f"{name} must have indices below {others}, got {self.reach - 1}")
+        rows = table(**{f"{name}.{part}": row for part, row in _SIDE.items()})
+        arrays = {f"{name}.{part}": getattr(self, part) for part in _SIDE}
+        check_arguments(rows, {"nnz": self.entries}, **arrays)
 
 
 def _stride(a):
     """Return the distance between runs in (1 or B, m): none for one that all share."""
     return np.int64(a.shape[1] if a.shape[0] > 1 else 0)
+
+
+def _check_parts(parts, pieces):
+    if pieces and parts is None:
+        raise ValueError(f"parts must be an array for {pieces} pieces of rows that are cut, got None")
 
 
 def _grid(items, runs):
@@ -119,6 +169,19 @@ def entry_loss_pull(module, sums, gp, gqt, losses, p, qt, rows, y, w, columns, y
     item_losses : tuple of arrays
         Scratch of ``slices_sum`` for (B, items of rows) float64, behind an array of that shape.
     """
+    sizes = {"nnz": rows.entries, "pieces": max(rows.pieces, columns.pieces)}
+    arrays = {"gp": gp, "gqt": gqt, "losses": losses, "p": p, "qt": qt, "y": y, "w": w, "yc": yc, "wc": wc}
+    check_arguments(_LOSS_PULL, sizes, **arrays, parts=parts)
+    _check_parts(parts, sizes["pieces"])
+    rows.check("rows", gp.shape[1], gqt.shape[1])
+    columns.check("columns", gqt.shape[1], gp.shape[1])
+    if rows.entries != columns.entries:
+        raise ValueError(f"columns must have as many entries as rows, {rows.entries}, got {columns.entries}")
+    if (w is None) != (wc is None):
+        raise ValueError("w and wc must both be None, or neither")
+    terms = table(**{"item_losses[0]": "float64 B items"})
+    check_arguments(terms, {"B": len(gp), "items": len(rows.row)}, **{"item_losses[0]": item_losses[0]})
+    check_scratch("item_losses[1:]", item_losses[1:], len(gp), len(rows.row))
     _side(module, gp, parts, item_losses[0], p, qt, rows, y, w, code, delta)
     _side(module, gqt, parts, None, qt, p, columns, yc, wc, code, delta)
     slices_sum(sums, losses, *item_losses)
@@ -126,6 +189,8 @@ def entry_loss_pull(module, sums, gp, gqt, losses, p, qt, rows, y, w, columns, y
 
 def entry_forward(module, out, p, qt, rows):
     """Overwrite ``out`` (B, nnz) with the predictions p_i . q_j in the order of ``rows``."""
+    check_arguments(_FORWARD, {"nnz": rows.entries}, out=out, p=p, qt=qt)
+    rows.check("rows", p.shape[1], qt.shape[1])
     (runs, n1, _), n2, items = p.shape, qt.shape[1], len(rows.row)
     sizes = (np.int64(n) for n in (n1, n2, items, out.shape[1]))
     arguments = (out, p, qt, rows.begin, rows.row, rows.indices, *sizes)
@@ -137,6 +202,9 @@ def entry_pull(module, g, r, q, side, parts):
 
     With the rows' side and Q^T it is one product, with the columns' side and P the other.
     """
+    check_arguments(_PULL, {"nnz": side.entries, "pieces": side.pieces}, g=g, r=r, q=q, parts=parts)
+    side.check("side", g.shape[1], q.shape[1])
+    _check_parts(parts, side.pieces)
     (runs, n1, _), n2, items = g.shape, q.shape[1], len(side.row)
     sizes = (np.int64(n) for n in (n1, n2, items, side.pieces, r.shape[1]))
     arguments = (g, parts, r, q, side.begin, side.row, side.slot, side.indices, *sizes)

@@ -5,10 +5,25 @@ A layout is a ``MeasurePlan``; ``module`` is the family ``gaussian`` with the pl
 
 import numpy as np
 
-from fastdmf.kernels.cuda.measurements import THREADS, join, stride
+from fastdmf.kernels.cuda.checks import check_arguments, table
+from fastdmf.kernels.cuda.measurements import THREADS, check_terms, join, stride
 from fastdmf.kernels.cuda.slices import slices_sum
 
 __all__ = ["gaussian_forward", "gaussian_loss_pull", "gaussian_pull"]
+
+_LOSS_PULL = table(
+    g="REAL B d",
+    losses="float64 B",
+    a="STORED m d",
+    x="REAL B d",
+    y="REAL 1|B m",
+    w="REAL? 1|B m",
+    partial="REAL ranges B d",
+)
+_BATCH = table(**{"batch[0]": "REAL windows B rows", "batch[1]": "REAL B rows"})
+_FORWARD = table(out="REAL B m", a="STORED m d", x="REAL B d")
+_PARTS = table(parts="REAL windows B m")
+_PULL = table(g="REAL B d", a="STORED m d", r="REAL B m", partial="REAL ranges B d")
 
 
 def gaussian_loss_pull(module, sums, plan, g, losses, a, x, y, w, code, delta, partial, terms, batch=None):
@@ -27,6 +42,14 @@ def gaussian_loss_pull(module, sums, plan, g, losses, a, x, y, w, code, delta, p
     batch : tuple of arrays
         Scratch where the plan has several windows: (windows, B, rows) and (B, rows).
     """
+    arrays = {"g": g, "losses": losses, "a": a, "x": x, "y": y, "w": w, "partial": partial}
+    known = check_arguments(_LOSS_PULL, {"ranges": plan.ranges}, **arrays)
+    plan.check("a", known["d"])
+    check_terms(terms, len(x), len(a))
+    if plan.windows > 1:
+        if batch is None:
+            raise ValueError(f"batch must be two arrays for {plan.windows} windows, got None")
+        check_arguments(_BATCH, plan.sizes(known), **{f"batch[{k}]": scratch for k, scratch in enumerate(batch)})
     (m, d), runs = a.shape, len(x)
     given = stride(y), np.int64(0) if w is None else stride(w), np.int32(code), x.dtype.type(delta)
     grid, block = plan.grid(runs), (plan.threads,)
@@ -57,6 +80,10 @@ def _first(scratch, runs, count):
 
 def gaussian_forward(module, plan, out, a, x, parts=None):
     """Overwrite ``out`` (B, m) with a_i . x_b; ``parts`` (windows, B, m) is scratch for several windows."""
+    known = check_arguments(_FORWARD, out=out, a=a, x=x)
+    plan.check("a", known["d"])
+    if plan.windows > 1:
+        check_arguments(_PARTS, plan.sizes(known), parts=parts)
     (m, d), runs = a.shape, len(x)
     to = out if plan.windows == 1 else parts
     arguments = (to, a, x, np.int64(m), np.int64(d), np.int32(runs))
@@ -67,6 +94,8 @@ def gaussian_forward(module, plan, out, a, x, parts=None):
 
 def gaussian_pull(module, plan, g, a, r, partial):
     """Overwrite ``g`` (B, d) with sum_i r_bi a_i for ``r`` (B, m); ``partial`` as for ``gaussian_loss_pull``."""
+    known = check_arguments(_PULL, {"ranges": plan.ranges}, g=g, a=a, r=r, partial=partial)
+    plan.check("a", known["d"])
     (m, d), runs = a.shape, len(r)
     arguments = (partial, a, r, np.int64(m), np.int64(d), np.int32(runs), np.int32(0))
     module.launch("gaussian_pull", plan.grid(runs), (plan.threads,), arguments)

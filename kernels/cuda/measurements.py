@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.kernels.cuda import real_name, stored_name
+from fastdmf.kernels.cuda.checks import check_arguments, table
+from fastdmf.kernels.cuda.slices import check_scratch
 
-__all__ = ["MeasurePlan", "join", "plan_measurements", "stride"]
+__all__ = ["MeasurePlan", "check_terms", "join", "plan_measurements", "stride"]
 
 THREADS = 256
 _MOST_THREADS, _ROWS = 512, 2  # of a block; rows it holds: as in measurements.cu
@@ -52,6 +54,16 @@ class MeasurePlan:
         numbers = [f"-DPACK={self.pack}", f"-DPER={self.per}", f"-DRUNS={self.tile}", f"-DTHREADS={self.threads}"]
         return [f"-DREAL={real_name(dtype)}", f"-DSTORED={stored_name(dtype, stored)}", *numbers]
 
+    def sizes(self, known):
+        """Return what is ``known`` of a launch's arrays, with the plan's own numbers."""
+        return known | {"ranges": self.ranges, "windows": self.windows, "rows": self.rows}
+
+    def check(self, name, d):
+        """Raise unless rows of ``d`` columns, those of the argument ``name``, are what the plan is for."""
+        covered = self.windows * self.threads * self.per * self.pack
+        if d % self.pack or not covered - self.threads * self.per * self.pack < d <= covered:
+            raise ValueError(f"{name} has {d} columns, which this plan is not for: {self}")
+
     def grid(self, runs):
         """Return the grid of the kernels that go through A."""
         return self.ranges, -(-runs // self.tile), self.windows
@@ -86,6 +98,12 @@ def plan_measurements(m, d, runs, dtype, *, stored_bytes=None, pack=None):
         ranges=max(min(_RANGES, -(-m // _ROWS)), 1),
         rows=rows,
     )
+
+
+def check_terms(terms, runs, m):
+    """Raise unless ``terms`` is the scratch for the losses of ``m`` measurements: (runs, m), and that of its sums."""
+    check_arguments(table(**{"terms[0]": "float64 B m"}), {"B": runs, "m": m}, **{"terms[0]": terms[0]})
+    check_scratch("terms[1:]", terms[1:], runs, m)
 
 
 def stride(a):

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from fastdmf.kernels.cuda.checks import check_arguments, table
 from fastdmf.kernels.cuda.entry import entry_options
-from fastdmf.kernels.cuda.slices import slices_sum
+from fastdmf.kernels.cuda.slices import check_scratch, slices_sum
 
 __all__ = ["row_solve", "row_solve_lists", "row_solve_options"]
 
@@ -12,6 +13,20 @@ row_solve_options = entry_options
 _LONG = 256  # entries from which a row gets many warps
 _WARPS = 8
 _MOST_BLOCKS = 1 << 20
+
+_TABLE = table(
+    total="float64 1",
+    a="REAL n1 H",
+    b="STORED n2 H",
+    mean="REAL? n1 H",
+    indptr="int64 n1+1",
+    indices="INDEX nnz",
+    y="REAL nnz",
+    w="REAL? nnz",
+    scale="REAL n1",
+    **dict.fromkeys(("scaled_ridge", "ridge", "moment", "free"), "REAL H"),
+    **{"lists[0]": "INDEX short", "lists[1]": "INDEX long", "squares[0]": "float64 1 n1"},
+)
 
 
 def row_solve_lists(indptr, dtype, long=_LONG):
@@ -58,6 +73,15 @@ def row_solve(
     -----
     All else is as for the kernel of the CPU, without zeros behind the entries.
     """
+    check_arguments(
+        _TABLE,
+        **{"total": total, "a": a, "b": b, "mean": mean, "indptr": indptr, "indices": indices, "y": y, "w": w},
+        **{"scale": scale, "scaled_ridge": scaled_ridge, "ridge": ridge, "moment": moment, "free": free},
+        **{"lists[0]": lists[0], "lists[1]": lists[1], "squares[0]": squares[0]},
+    )
+    if len(lists) != 2 or len(lists[0]) + len(lists[1]) != len(a):
+        raise ValueError(f"lists must be two with {len(a)} rows in all, got {[len(rows) for rows in lists]}")
+    check_scratch("squares[1:]", squares[1:], 1, len(a))
     vectors = scale, scaled_ridge, ridge, moment, free
     limit = a.dtype.type(max(tol, np.finfo(a.dtype).eps ** 2))
     for rows, warps in zip(lists, (1, _WARPS)):

@@ -4,9 +4,11 @@ What a call needs besides, scratch and compiled modules, is here: scratch comes 
 are compiled when they are first asked for. Indices, routes and decisions stay the CPU's.
 """
 
+from functools import cached_property, partial
+
 import numpy as np
 
-from fastdmf.kernels.cuda import dense, entry, gaussian, lbfgs, row_solve, seeded, slices, source
+from fastdmf.kernels.cuda import dense, entry, gaussian, lbfgs, row_solve, seeded, slices, small_chain, source, update
 from fastdmf.kernels.cuda.measurements import plan_measurements
 
 __all__ = ["CudaKernels"]
@@ -26,7 +28,7 @@ class CudaKernels:
     PAD = 0  # kernels read no number behind the last
 
     def __init__(self, xp, compile_):
-        self.xp, self._compile, self._modules = xp, compile_, {}
+        self.xp, self._compile, self._modules, self._tickets = xp, compile_, {}, {}
 
     def module(self, family, options):
         """Return the module of a family with the compiler's options, compiled once."""
@@ -74,6 +76,30 @@ class CudaKernels:
         """As ``slices_dot`` of the CPU."""
         slices.slices_dot(self._slices(a.dtype), out, a, b, *self.sums(*a.shape))
 
+    def _update(self, dtype):
+        return self.module("update", update.update_options(dtype))
+
+    def update_gd(self, x, grad, step_size, *, count=None):
+        """As ``update_gd`` of the CPU."""
+        update.update_gd(self._update(x.dtype), x, grad, step_size, count=count)
+
+    def update_momentum(self, x, velocity, grad, step_size, beta, *, nesterov=False):
+        """As ``update_momentum`` of the CPU."""
+        update.update_momentum(self._update(x.dtype), x, velocity, grad, step_size, beta, nesterov=nesterov)
+
+    def update_adam(self, x, mean, square, grad, step_size, beta1, beta2, eps, count):
+        """As ``update_adam`` of the CPU."""
+        runs = len(x)
+        if runs not in self._tickets:  # zero before and after each launch: one array for all states of that length
+            self._tickets[runs] = self.xp.zeros(runs, np.uint32)
+        arrays = x, mean, square, grad, step_size
+        update.update_adam(self._update(x.dtype), *arrays, beta1, beta2, eps, count, self._tickets[runs])
+
+    def update_group_rmsprop(self, step_size, mean_square, squares, lr, beta, eps, count):
+        """As ``update_group_rmsprop`` of the CPU."""
+        module = self._update(np.float64)
+        update.update_group_rmsprop(module, step_size, mean_square, squares, lr, beta, eps, count)
+
     def lbfgs_try(self, memory, search, points, searching):
         """As ``lbfgs_try`` of the CPU; vectors on the device, numbers on the host."""
         dtype = points[0].dtype
@@ -86,6 +112,32 @@ class CudaKernels:
         families = self.module("lbfgs", lbfgs.lbfgs_options(dtype)), self._slices(dtype)
         rest = memory, search, points, objectives, far, searching, settings
         lbfgs.lbfgs_judge(*families, self, accepted, *rest)
+
+    # --- small chains ------------------------------------------------------------------------------------------------
+
+    DIVERGED = small_chain.DIVERGED
+
+    @cached_property
+    def _shared_bytes(self):
+        """Bytes of shared memory that a block of this device may have."""
+        return int(self.xp.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+
+    def small_chain_plan(self, dims, offsets, dtype, rule):
+        """Return the plan of chains of these dimensions; a ValueError where they do not fit in a block."""
+        settings = {"shared_bytes": self._shared_bytes, "to_device": self.upload}
+        return small_chain.SmallChainPlan.of(dims, offsets, dtype, rule, **settings)
+
+    def small_chain_fits(self, dims, offsets, dtype, rule):
+        """Return whether there is such a plan."""
+        try:
+            self.small_chain_plan(dims, offsets, dtype, rule)
+        except ValueError:
+            return False
+        return True
+
+    def small_chain(self, plan, *arguments):
+        """Take steps; arguments as for ``fastdmf.kernels.cuda.small_chain``."""
+        small_chain.small_chain(self.module("small_chain", plan.options()), plan, *arguments)
 
     # --- entry masks -------------------------------------------------------------------------------------------------
 
@@ -161,21 +213,24 @@ class CudaKernels:
 
     # --- row regressions ---------------------------------------------------------------------------------------------
 
-    def row_solve_lists(self, indptr, dtype):
-        """Return the rows by their length, on the device, for ``row_solve``; ``indptr`` is the host's."""
-        return tuple(self.upload(rows) for rows in row_solve.row_solve_lists(indptr, dtype))
+    def row_solver(self, indptr, indices, y, w):
+        """As ``row_solver`` of the CPU, for entries on the host, of which a copy is kept on the device.
 
-    def row_solve(self, a, b, mean, indptr, lists, indices, y, w, scale, vectors, steps, tol):
-        """Improve every row of ``a`` against ``b``; return sum w r^2 before, on the device, shape (1,).
-
-        ``vectors`` are scaled_ridge, ridge, moment and free; all else as for the kernel of the CPU.
+        The sum that it returns and ``scale`` are on the device, ``vectors`` on the host.
         """
-        options = row_solve.row_solve_options(a.shape[1], a.dtype, index=indices.dtype)
+        m = int(indptr[-1])
+        lists = tuple(self.upload(rows) for rows in row_solve.row_solve_lists(indptr, indices.dtype))
+        entries = (None if v is None else self.upload(v[:m]) for v in (indices, y, w))
+        return partial(self._row_solve, (self.upload(indptr), lists, *entries))
+
+    def _row_solve(self, entries, a, b, mean, scale, vectors, steps, tol):
+        options = row_solve.row_solve_options(a.shape[1], a.dtype, index=entries[2].dtype)
         module, total, n = self.module("row_solve", options), self.empty((1,)), len(a)
         squares = self.empty((1, n)), *self.sums(1, n)
-        data = indptr, lists, indices, y, w, scale, *vectors, steps, tol, squares
+        scale, vectors = scale.astype(a.dtype, copy=False), self.upload(np.array(vectors, a.dtype))
+        data = *entries, scale, *vectors, steps, tol, squares
         row_solve.row_solve(module, self._slices(np.float64), total, a, b, mean, *data)
-        return total
+        return total[0]
 
 
 class _Seeded:

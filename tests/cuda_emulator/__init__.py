@@ -60,12 +60,13 @@ def _machine_flags():
     return ["-mfma"] if re.search(r"\bfma\b", features) and os.uname().machine == "x86_64" else []
 
 
-def build(text, options=(), *, name="kernels"):
+def build(text, options=(), *, name="kernels", header=None):
     """Compile the text of kernels to a library, or find it compiled, and return its path."""
-    whole = f'#include "{HERE / "cuda_emulator.h"}"\n#line 1 "{name}.cu"\n{text}\n'
+    header = (HERE / "cuda_emulator.h").read_text() if header is None else header
+    whole = f'#include "cuda_emulator.h"\n#line 1 "{name}.cu"\n{text}\n'
     whole += "\n".join(f"EMULATOR_EXPORT({kernel})" for kernel in kernel_names(text))
     flags = [*FLAGS, *_machine_flags(), *options]
-    key = [whole, (HERE / "cuda_emulator.h").read_text(), str(flags), COMPILER]
+    key = [whole, header, str(flags), COMPILER]
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:20]
     library = BUILT / f"{name}-{digest}.so"
     if not library.exists():
@@ -73,6 +74,7 @@ def build(text, options=(), *, name="kernels"):
         with tempfile.TemporaryDirectory(dir=BUILT) as folder:
             source, half, done = (Path(folder) / file for file in ("kernels.cpp", "kernels.o", "kernels.so"))
             source.write_text(whole)
+            (Path(folder) / "cuda_emulator.h").write_text(header)
             for command in ([COMPILER, *flags, "-c", source, "-o", half], [COMPILER, "-shared", half, "-o", done]):
                 told = subprocess.run(command, capture_output=True, text=True)
                 if told.returncode or told.stderr:
@@ -92,11 +94,13 @@ class Module:
         As for the compiler of a GPU: ``-DNAME=VALUE``.
     name : str
         For messages and files.
+    header : str, optional
+        Instead of ``cuda_emulator.h``.
     """
 
-    def __init__(self, text, options=(), *, name="kernels"):
+    def __init__(self, text, options=(), *, name="kernels", header=None):
         self.name, self.kernels = name, kernel_names(text)
-        self._library = ctypes.CDLL(str(build(text, options, name=name)))
+        self._library = ctypes.CDLL(str(build(text, options, name=name, header=header)))
 
     def _parameters(self, kernel):
         describe = getattr(self._library, f"parameters_{kernel}")

@@ -472,9 +472,17 @@ inline unsigned __float_as_uint(float x) {
     memcpy(&bits, &x, 4);
     return bits;
 }
+// Blocks run one after the other, so that nothing comes in between.
+inline unsigned atomicInc(unsigned* at, unsigned last) {
+    unsigned before = *at;
+    *at = before >= last ? 0 : before + 1;
+    return before;
+}
+inline void __threadfence() {}
 // Rounded once each; compiled with -ffp-contract=off, so that a product and a sum stay two operations.
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
