@@ -18,6 +18,7 @@ _PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 _INSTALL = 'pip install "fastdmf[cuda13]" or "fastdmf[cuda12]", whichever the driver serves'
 # Of every architecture: above it a kernel has to be told.
 _SHARED_BYTES = 48 << 10
+_MOST_RUNS = 65_535  # blocks along the second and third dimension of a grid
 _TRIAL = 'extern "C" __global__ void fastdmf_trial(int* out) { out[threadIdx.x] = threadIdx.x * 3 + 1; }'
 
 
@@ -92,6 +93,10 @@ class _Module:
         function = self._functions[kernel]
         if shared > _SHARED_BYTES and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
+        if len(grid) > 1 and max(grid[1:]) > _MOST_RUNS:
+            raise ValueError(
+                f"a batch of {max(grid[1:]):,} runs is more than a launch takes, {_MOST_RUNS:,}: use fewer"
+            )
         pointers = tuple(np.uint64(0) if a is None else a for a in arguments)
         function(grid, block, pointers, shared_mem=shared)
 

@@ -12,7 +12,7 @@ from cuda_launches import Refusing, nan, summing
 
 from fastdmf.chain import Layout
 from fastdmf.kernels import cpu, cuda
-from fastdmf.kernels.cuda import entry, gaussian, row_solve, seeded, slices, update
+from fastdmf.kernels.cuda import dense, entry, gaussian, lbfgs, row_solve, seeded, slices, update
 from fastdmf.kernels.cuda.checks import check_arguments, table
 from fastdmf.kernels.cuda.measurements import plan_measurements
 from fastdmf.kernels.cuda.small_chain import SmallChainPlan, small_chain
@@ -167,6 +167,11 @@ def slices_calls():
     yield slices.slices_sum, 1, {"out": runs, "x": nan(RUNS, 5000), **scratch}
 
 
+def dense_call():
+    g, terms = zeros(RUNS, 5000), (nan(RUNS, 2), *summing(RUNS, 2))
+    return {"g": g, "losses": nan(RUNS), "y": g, "w": g[:1], "code": 0, "delta": 1.0, "terms": terms}
+
+
 CALLS = [
     *slices_calls(),
     *entry_calls(),
@@ -174,6 +179,7 @@ CALLS = [
     (row_solve.row_solve, 2, row_solve_call()),
     *update_calls(),
     *small_chain_calls(),
+    (dense.dense_residual, 2, dense_call()),
 ]
 
 
@@ -285,6 +291,30 @@ def test_what_goes_together_is_checked():
     refused("small_chain", "^max_iter must be at least 0, got -1", max_iter=-1)
     with pytest.raises(ValueError, match="^scratch must be 1 arrays for sums over .3, 5000., got 0"):
         slices.slices_sum(REFUSING, nan(RUNS), nan(RUNS, 5000))
+
+
+@pytest.mark.parametrize("function", [lbfgs.lbfgs_try, lbfgs.lbfgs_judge])
+@pytest.mark.parametrize("k", range(5))
+def test_vectors_of_a_search_are_checked(function, k):
+    """The memory's and each of the four points."""
+    runs, rows, size = 2, 6, 32
+    vectors = [zeros(runs, rows, size), *(zeros(runs, size) for _ in range(4))]
+    flags, numbers = np.ones(runs, bool), [np.zeros(runs) for _ in range(6)]
+    memory = np.zeros((runs, 3, 3)), np.zeros((runs, 3, 3)), np.zeros((runs, rows)), np.zeros((runs, rows)), numbers[0]
+    search = *(np.ones(runs) for _ in range(4)), *(np.zeros(runs, int) for _ in range(2)), flags, ~flags
+
+    def search_with(vectors):
+        whole = (vectors[0], *memory, np.zeros(runs, int), np.zeros(runs, int))
+        rest = whole, search, tuple(vectors[1:])
+        if function is lbfgs.lbfgs_try:
+            return function(REFUSING, REFUSING, None, *rest, flags)
+        return function(
+            REFUSING, REFUSING, None, flags.copy(), *rest, numbers[:2], numbers[0], flags, (0, 0, 0, 1, 1, 1)
+        )
+
+    for wrong_one in wrong(vectors[k]):
+        with pytest.raises(ValueError, match="must (be an array|have shape|be C-contiguous)"):
+            search_with([*vectors[:k], wrong_one, *vectors[k + 1 :]])
 
 
 def fewer(side):

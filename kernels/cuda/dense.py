@@ -3,12 +3,15 @@
 import numpy as np
 
 from fastdmf.kernels.cuda import real_name
-from fastdmf.kernels.cuda.measurements import stride
+from fastdmf.kernels.cuda.checks import check_arguments, table
+from fastdmf.kernels.cuda.measurements import check_terms, stride
 from fastdmf.kernels.cuda.slices import slices_sum
 
 __all__ = ["dense_options", "dense_ranges", "dense_residual"]
 
 _THREADS, _RANGE = 256, 4096  # as in dense.cu
+
+_TABLE = table(g="REAL B cells", losses="float64 B", y="REAL 1|B cells", w="REAL 1|B cells")
 
 
 def dense_options(dtype):
@@ -35,7 +38,9 @@ def dense_residual(module, sums, g, losses, y, w, code, delta, terms):
     terms : tuple of arrays
         Scratch: (B, dense_ranges(cells)) float64, and behind it that of ``slices_sum`` for this shape.
     """
+    check_arguments(_TABLE, g=g, losses=losses, y=y, w=w)
     runs, cells = g.shape
+    check_terms(terms, runs, dense_ranges(cells))
     grid = dense_ranges(cells), runs
     given = np.int64(cells), stride(y), stride(w), np.int32(code), g.dtype.type(delta)
     module.launch("dense_residual", grid, (_THREADS,), (g, terms[0], y, w, *given))

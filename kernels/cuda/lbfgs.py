@@ -8,6 +8,7 @@ import numpy as np
 
 from fastdmf.kernels.cpu.lbfgs import _AFTER, _BEFORE, _judge, _try
 from fastdmf.kernels.cuda import real_name
+from fastdmf.kernels.cuda.checks import check_arguments, table
 from fastdmf.kernels.cuda.slices import slices_dot, slices_move, slices_sum
 
 __all__ = ["lbfgs_judge", "lbfgs_options", "lbfgs_try"]
@@ -19,6 +20,11 @@ _MOST_BLOCKS = 4096
 def lbfgs_options(dtype):
     """Return the compiler's options."""
     return [f"-DREAL={real_name(dtype)}", f"-DSTORED={real_name(dtype)}"]
+
+
+def _check(memory, **points):
+    rows = table(pairs="REAL B rows D", **dict.fromkeys(points, "REAL B D"))
+    check_arguments(rows, {"rows": memory[3].shape[1]}, pairs=memory[0], **points)
 
 
 def _without_vectors(memory, points):
@@ -39,6 +45,7 @@ def lbfgs_try(module, moves, scratch, memory, search, points, searching):
         Object with ``upload`` (NumPy array to device), ``host`` (device array to NumPy), ``empty(shape)`` float64 on
         the device and ``sums(runs, size)``, scratch of ``slices_dot``.
     """
+    _check(memory, trial=points[0], direction=points[1], x=points[2], grad=points[3])
     pairs, _, _, _, coefficients, gamma, *_ = memory
     slope, stretch, step_size, base, trials, _, fresh, failed = search
     trial, direction, x, grad = points
@@ -67,6 +74,7 @@ def lbfgs_try(module, moves, scratch, memory, search, points, searching):
 
 def lbfgs_judge(module, moves, scratch, accepted, memory, search, points, objectives, far, searching, settings):
     """Accept or refuse those trials; arguments as for ``lbfgs_try`` and for the CPU's kernel."""
+    _check(memory, trial=points[0], x=points[1], trial_grad=points[2], grad=points[3])
     pairs, *inner = memory
     newest = inner[5]
     trial, x, trial_grad, grad = points
