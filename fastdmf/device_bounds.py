@@ -44,40 +44,41 @@ class DeviceMask(_Device):
         width = min(n1, n2) if self.width is None else self.width
         cells = n1 * n2
         self.dense = cells <= _CELLS and (width > _WIDEST or self.operator.size >= _DENSE * cells)
-        if width > _WIDEST and not self.dense:
-            raise ValueError(
-                f"width {width} of a {n1} x {n2} mask is more than the {_WIDEST} of the GPU's kernels, and matrices of "
-                f"more than {_CELLS:,} cells are not formed: use a smaller width, or device='cpu'"
-            )
-        self._structures = {}
+        # What follows from the mask alone is shared with the homogeneous form.
+        self._structures, self._sides = {}, {}
 
     def _forget_data(self):
         self.y, self._structures = np.zeros_like(self.y), {}
 
     def _structure(self, name, build):
-        if name not in self._structures:
-            self._structures[name] = build()
-        return self._structures[name]
+        return _built(self._structures, name, build)
 
     def _rows(self):
         """Return the rows' side, and y and the weights in its order."""
-        op = self.operator
-        upload = self.backend.asarray
-        side = self.backend.kernels.entry_side(op.indptr, op.indices[: op.size].astype(self._index()))
+        op, upload = self.operator, self.backend.asarray
         w = None if self.weights is None else upload(op.sort(self.weights))
-        return side, upload(op.sort(self.y)), w
+        return _built(self._sides, "rows", self._row_side), upload(op.sort(self.y)), w
 
     def _columns(self):
         """Return the columns' side, y and the weights in its order, and that order of the rows' entries."""
         op, upload = self.operator, self.backend.asarray
+        side, order, on_device = _built(self._sides, "columns", self._column_side)
+        w = None if self.weights is None else upload(op.sort(self.weights)[:, order])
+        return side, upload(op.sort(self.y)[:, order]), w, on_device
+
+    def _row_side(self):
+        op = self.operator
+        return self.backend.kernels.entry_side(op.indptr, op.indices[: op.size].astype(self._index()))
+
+    def _column_side(self):
+        """Return the columns' side and its order of the rows' entries, on the host and on the device."""
+        op = self.operator
         n1, n2 = op.shape
         cols = op.indices[: op.size]
         order = np.argsort(cols, kind="stable")
         rows = np.repeat(np.arange(n1, dtype=self._index()), np.diff(op.indptr))[order]
         indptr = np.append(0, np.cumsum(np.bincount(cols, minlength=n2)))
-        side = self.backend.kernels.entry_side(indptr, rows)
-        w = None if self.weights is None else upload(op.sort(self.weights)[:, order])
-        return side, upload(op.sort(self.y)[:, order]), w, upload(order)
+        return self.backend.kernels.entry_side(indptr, rows), order, self.backend.asarray(order)
 
     def _index(self):
         return np.int32 if max(self.operator.shape) < 2**31 else np.int64
@@ -249,6 +250,13 @@ class DeviceMask(_Device):
 def _parts(h):
     """Return slices of h columns, each no wider than the sparse kernels take."""
     return [slice(k, min(k + _WIDEST, h)) for k in range(0, h, _WIDEST)]
+
+
+def _built(kept, name, build):
+    """Return what is kept under ``name``, built when it is first asked for."""
+    if name not in kept:
+        kept[name] = build()
+    return kept[name]
 
 
 class _Measured(_Device):

@@ -5,12 +5,15 @@ import functools
 import cuda_emulator
 import numpy as np
 import pytest
-from cuda_emulator import ORDERS, Module
+from cuda_device import ON_DEVICE, Module
+from cuda_emulator import ORDERS
 
 from fastdmf.kernels import cuda
 from fastdmf.kernels.cuda import slices
 
-emulated = pytest.mark.skipif(not cuda_emulator.AVAILABLE, reason="g++ on Linux is needed to emulate CUDA kernels")
+emulated = pytest.mark.skipif(
+    not (cuda_emulator.AVAILABLE or ON_DEVICE), reason="g++ on Linux is needed to emulate CUDA kernels"
+)
 
 
 @functools.cache
