@@ -29,6 +29,7 @@ _MEMORY, _MEMORY_LEAST, _MEMORY_BYTES = 8, 4, 256e6
 # where the others have 41 to 55), at 0.03 and 0.1 none, at equal counts on the papers' instances; where the test also
 # applied below the switch, sensing at depth 4 took up to 2001 evaluations instead of 189 (bench/auto.py --seeds 8).
 _COSINE, _COSINE_LEAST = 0.1, 1e-8
+_STEEPEST = 1e30  # of the curvature over that of the start, from which no step moves anything
 _ARMIJO, _SHRINK, _TRIALS, _RESTARTS = 1e-4, 0.4, 8, 3
 
 
@@ -44,6 +45,7 @@ class _AutoState(State):
     s1: np.ndarray = None
     g1: np.ndarray = None
     kappa: np.ndarray = None
+    steepest: np.ndarray = None
     decrease: np.ndarray = None
     accelerated: np.ndarray = None
     direction: np.ndarray = None
@@ -134,6 +136,8 @@ class Auto(Rule):
         affordable = int(_MEMORY_BYTES / (2 * x[0].nbytes)) - 1
         places = 1 + min(_MEMORY, max(_MEMORY_LEAST, affordable)) if self.accelerate else 0
 
+        kappa = np.broadcast_to(problem.bound.curvature(), (batch,)).copy()
+
         def scalars(value, dtype=np.float64):
             return np.full(batch, value, dtype)
 
@@ -151,7 +155,8 @@ class Auto(Rule):
             right=right,
             s1=s1,
             g1=g1,
-            kappa=np.broadcast_to(problem.bound.curvature(), (batch,)).copy(),
+            kappa=kappa,
+            steepest=_STEEPEST * kappa,
             decrease=scalars(1.0),
             accelerated=scalars(False, bool),
             direction=buffer() if places else None,
@@ -229,7 +234,7 @@ class Auto(Rule):
         step = self._lipschitz_step(problem, state)
         np.copyto(state.step_size, step, where=flow)
         # A zero step means a zero gradient or a flat chain; a step below rounding would repeat for ever.
-        state.failed |= flow & (~(step > 0) | (state.kappa > 1e30))
+        state.failed |= flow & (~(step > 0) | (state.kappa > state.steepest))
         if self.accelerate:
             f = _ratio(state.objective, problem.null_objective)
             ready = moved & ((f < _SWITCH) | ((f < _SWITCH_SLOW) & (state.decrease < _SLOW)))

@@ -538,7 +538,7 @@ def chain_layout(shape, depth=None, width=None, symmetric=False, given=None):
     depth = (2 if symmetric else 3) if depth is None else check_count("depth", depth)
     if width is None:
         width = min(n1, n2)
-    if isinstance(width, (tuple, list, np.ndarray)):
+    if np.ndim(width):
         widths = [check_count("width", w) for w in width]
         if len(widths) != depth - 1:
             raise ValueError(f"width must hold depth - 1 = {depth - 1} inner widths, got {len(widths)}")

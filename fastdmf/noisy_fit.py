@@ -4,7 +4,7 @@ import numpy as np
 
 from fastdmf.continuation import Continuation, Schedule
 from fastdmf.descent import solve
-from fastdmf.tangent import degrees_of_freedom, gauss_newton, thin_svd
+from fastdmf.tangent import LowRank, degrees_of_freedom, gauss_newton, thin_svd
 
 __all__ = ["noisy_fit"]
 
@@ -48,6 +48,9 @@ def noisy_fit(data, max_rank, validation, rng):
     """
     held = data.operator.hold_out(validation, rng)
     train, test = data.restrict(np.setdiff1d(np.arange(data.operator.size), held)), data.restrict(held)
+    if not train.y.any():
+        n1, n2 = data.operator.shape
+        return LowRank(data.xp.zeros((n1, 1)), np.zeros(1), data.xp.zeros((n2, 1))), 1.0, False
     path = Continuation(train, _SCHEDULE, rng)
     while not path.done:
         path.step()

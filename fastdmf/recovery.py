@@ -144,7 +144,7 @@ class _Search:
         """Fit the noisy matrix; where it may be the exact one, try to finish it."""
         found = noisy_fit(self.data, self.max_rank, self.validation, self.rng)
         self.noisy, self.held_out, self.credible = found
-        if self._phases and self.noisy.rank <= self.max_rank:
+        if self._phases and self.noisy.s[0] > 0 and self.noisy.rank <= self.max_rank:
             self._try(self.noisy, self.noisy.rank, 20, 300)
         if self.credible and self.held_out < _CLEAR:
             self._phases = []
@@ -368,6 +368,12 @@ def recover(
         if len(kept) < len(weights):
             operator, y, weights = operator.restrict(kept), y[kept], weights[kept]
         weights = weights.astype(np.float64) / weights.mean(dtype=np.float64)
+    norms = operator.squared_norms()
+    if not norms.all():  # what measures nothing says nothing
+        kept = np.flatnonzero(norms)
+        if not len(kept):
+            raise ValueError("operator measures nothing: all of its matrices are zero")
+        operator, y, weights = operator.restrict(kept), y[kept], None if weights is None else weights[kept]
     cap = largest_rank(operator.shape, operator.size)
     if max_rank is not None:
         cap = min(check_count("max_rank", max_rank), cap)

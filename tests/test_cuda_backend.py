@@ -437,7 +437,7 @@ def test_kernels_tests_can_run_on_a_device(double):
     module = cuda_device.DeviceModule(cuda.source("slices"), slices.slices_options(np.float64), name="slices")
     out = np.full_like(x, np.nan)
     slices.slices_move(module, out, x, np.array([2.0, -1.0]), d)
-    np.testing.assert_array_equal(out, x + [[2.0], [-1.0]])
+    np.testing.assert_array_equal(out, x + np.array([[2.0], [-1.0]]))
     text = """
 extern "C" __global__ void leave(float* a, const float* b, int k) {
     if (k == 0) const_cast<float*>(b)[0] = 1;

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import OPERATORS, completion
 
-from fastdmf import EntryMask, GaussianDense, RankOne, recover
+from fastdmf import DMFSensing, EntryMask, GaussianDense, RankOne, recover
 from fastdmf.continuation import Continuation, Schedule
 from fastdmf.engine import SolveWarning, Status
 from fastdmf.noisy_fit import noisy_fit
@@ -464,3 +464,36 @@ def test_max_rank_is_kept(rng):
         solution = recover(mask, w[mask.rows, mask.cols], max_rank=2, noise=False, random_state=0)
     assert solution.status is not Status.EXACT
     assert solution.rank <= 2
+
+
+def test_measurements_of_nothing_are_left_out():
+    """Matrices that are zero; and data whose only number is held out, or all of them."""
+    rng = np.random.default_rng(0)
+    truth = np.outer(rng.standard_normal(6), rng.standard_normal(5))
+    a = rng.standard_normal((50, 6, 5))
+    a[::7] = 0
+    y = np.einsum("mij,ij->m", a, truth)
+    solution = recover(GaussianDense(a), y, random_state=0)
+    assert solution.status is Status.EXACT and np.linalg.norm(solution.matrix() - truth) < 1e-10
+    with pytest.raises(ValueError, match="operator measures nothing: all of its matrices are zero"):
+        recover(GaussianDense(np.zeros((9, 3, 2))), np.ones(9))
+    with pytest.raises(ValueError, match="operator has 1 measurements, too few"):
+        recover(GaussianDense(np.eye(1, 10, 5).reshape(5, 2), (1, 2)), np.array([0, 0, 1.0, 0, 0]))
+    spike = np.zeros(len(y))
+    spike[3] = 1.0
+    for seed in range(4):  # the spike is held out or not
+        found = recover(GaussianDense(a), spike, noise=True, random_state=seed, on_failure="ignore")
+        assert found.status is not Status.EXACT and np.isfinite(found.matrix()).all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_the_unit_of_the_measurements_does_not_matter(scale):
+    """Neither to the descent, whose least step once depended on it, nor to recovery."""
+    rng = np.random.default_rng(1)
+    truth = rng.standard_normal((12, 2)) @ rng.standard_normal((2, 10))
+    a = rng.standard_normal((90, 12, 10))
+    y = np.einsum("mij,ij->m", a, truth)
+    model = DMFSensing(shape=(12, 10), solver="descent", random_state=0).fit(scale * a, scale * y)
+    assert np.linalg.norm(model.matrix_ - truth) < 0.02 * np.linalg.norm(truth)
+    solution = recover(GaussianDense(scale * a), scale * y, random_state=0)
+    assert solution.status is Status.EXACT and np.linalg.norm(solution.matrix() - truth) < 1e-10 * np.linalg.norm(truth)

@@ -188,6 +188,7 @@ BAD = [
     (dict(depth=2.5), ValueError, "depth must be an integer"),
     (dict(depth=True), ValueError, "depth must be an integer"),
     (dict(width=0), ValueError, "width must be an integer >= 1"),
+    (dict(width=np.array(2)), ValueError, "width must be an integer >= 1, got array"),
     (dict(width=-3), ValueError, "width must be"),
     (dict(width=(3, 0)), ValueError, "width must be"),
     (dict(width=(3, 3, 3)), ValueError, "depth - 1 = 2 inner widths, got 3"),
