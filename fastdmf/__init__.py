@@ -34,13 +34,18 @@ The map of the package (imports go only downwards in this list)::
     tangent, continuation, noisy_fit   what recovery is made of
     recovery     recover(...)
     row_models, row_neighbours, covariance, row_fits   tables as draws of one distribution
+    progress     what a fit tells while it runs: the log, a stream, scikit-learn's callbacks
+    fit_parts    the solver runs that a fit consists of: their checkpoints, and all or none
     fitting      what the estimators share
     entry_kfold  EntryKFold: cross-validation over entries
     imputer, sensing, completer, quadratic   DMFImputer, DMFSensing, DMFCompleter, DMFQuadratic: the scikit-learn
                  estimators
     saving       save(estimator, path), load(path)
     display      pictures of runs, sweeps and completed matrices, by matplotlib
-    demo, warmup, cli    the ``fastdmf`` command
+    demo, warmup   the demonstration; kernels compiled ahead
+    command_files, command_config, command_fit   what the commands share: files, options from a file, fits
+    command_host, command_shards, command_entries, command_table   demo, warmup, info; shard; complete, predict; impute
+    cli          the ``fastdmf`` command: options, exit codes, messages
 
 Public names are loaded on first use, so that ``import fastdmf`` costs milliseconds.
 """

@@ -6,7 +6,10 @@ import numpy as np
 
 from fastdmf.arrays import as_host
 
-__all__ = ["check_count", "check_data", "check_number", "check_real", "check_seed"]
+__all__ = ["check_count", "check_data", "check_flag", "check_number", "check_real", "check_seed", "float_for"]
+
+# Largest values whose squares, summed over any number of entries, float32 and float64 hold; and the least for float32.
+_LARGE, _LARGEST, _SMALL = 1e14, 1e140, 1e-12
 
 
 def check_number(name, value, low, *, closed=False):
@@ -21,6 +24,27 @@ def check_count(name, value, low=1):
     if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)) or value < low:
         raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
     return int(value)
+
+
+def check_flag(name, value):
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def float_for(name, values, dtype):
+    """Return the dtype in which real values can be fitted: ``dtype``, or float64 where float32 holds no squares.
+
+    Raises
+    ------
+    ValueError
+        If float64 does not hold them either.
+    """
+    largest = float(np.abs(values).max(initial=0))
+    if largest > _LARGEST:
+        raise ValueError(f"{name} holds values too large to be squared, up to {largest:.1e}: scale it down")
+    fits = largest == 0 or _SMALL <= largest <= _LARGE
+    return np.dtype(np.float32 if dtype == np.float32 and fits else np.float64)
 
 
 def check_seed(seed):

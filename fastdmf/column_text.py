@@ -64,9 +64,10 @@ class ColumnText:
     """
 
     def __init__(self, path, separator, header, decimal, encoding):
-        if separator is not None and (not isinstance(separator, str) or len(separator) != 1 or separator in '\r\n"'):
+        single = isinstance(separator, str) and len(separator) == 1 and separator.isascii()
+        if separator is not None and (not single or separator in '\0\r\n"'):
             raise TableError(
-                f"separator must be one character, got {separator!r}: of lines like 1::2::3 separator=':' makes "
+                f"separator must be one ASCII character, got {separator!r}: of lines like 1::2::3 separator=':' makes "
                 "columns 0, 2 and 4"
             )
         self.told = bool(header) if isinstance(header, (bool, np.bool_)) else header
@@ -76,8 +77,9 @@ class ColumnText:
             raise TableError(f"decimal must be '.' or ',', got {decimal!r}")
         try:
             self.encoding = codecs.lookup(encoding).name
-        except (LookupError, TypeError):
-            raise TableError(f"encoding must be one that Python knows, got {encoding!r}") from None
+            b"1".decode(encoding, "replace")  # rot13 and hex are codecs as well, and idna replaces nothing
+        except (LookupError, TypeError, ValueError):
+            raise TableError(f"encoding must be one of text that Python knows, got {encoding!r}") from None
         # For Python's own readers: pyarrow passes over a byte order mark by itself.
         self._codec = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
         self.path, self.decimal = path, decimal
@@ -106,12 +108,15 @@ class ColumnText:
             if len(data) < size or data.count(b"\n") + data.count(b"\r") > 2 or size >= _LONGEST:
                 break
             size *= 4
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff") and not self.encoding.startswith("utf-16"):
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff") and not self.encoding.startswith(("utf-16", "utf-32")):
             raise TableError(f"{self.path!s} is UTF-16: pass encoding='utf-16', or save it as UTF-8")
-        if b"\0" in data and not self.encoding.startswith(("utf-16", "utf-32")):
+        try:
+            text = codecs.getincrementaldecoder(self._codec)("replace").decode(data)
+        except UnicodeError:  # UTF-32 that does not begin like it
+            raise self.undecodable() from None
+        if "\0" in text:
             raise TableError(f"{self.path!s} is neither text nor a format that is known: save it as CSV or parquet")
-        text = codecs.getincrementaldecoder(self._codec)("replace")
-        lines = io.StringIO(text.decode(data), newline="").readlines()
+        lines = io.StringIO(text, newline="").readlines()
         if len(data) == size and len(lines) > 1:
             lines.pop()  # it goes on behind the sample
         return lines[: _SAMPLE_LINES + 1], max(map(len, data.splitlines()), default=0)

@@ -18,8 +18,10 @@ from fastdmf.checks import check_count
 from fastdmf.entries import DUPLICATES, mask_of, merge, read_entries, read_values, read_weights
 from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.factor_model import FactorModel
-from fastdmf.fitting import Progress, check_settings, descend, draw_held_out, effective_rank, report, unit_scale
+from fastdmf.fit_parts import Parts, whole
+from fastdmf.fitting import GAIN, check_settings, descend, draw_held_out, effective_rank, report, unit_scale
 from fastdmf.ids import IdTable, Positions
+from fastdmf.progress import CallbackSupportMixin
 from fastdmf.recovery import recover
 from fastdmf.variational import bias_model, vbmf
 
@@ -33,7 +35,7 @@ _WIDEST = 100
 _DEAD = 1e-6
 
 
-class DMFCompleter(RegressorMixin, BaseEstimator):
+class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
     """Complete a matrix of which some entries are known, as ratings are.
 
     The model is mean + row bias + column bias + W_N ... W_1, fitted by variational matrix factorization
@@ -83,6 +85,11 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         Pass an int for results that can be repeated.
     verbose : int
         Above 0, progress is logged at level INFO by the logger ``"fastdmf"``.
+    checkpoint : path or Checkpoint, optional
+        File to which the state of the fit is written every minute, or as the :class:`fastdmf.Checkpoint` says. A fit
+        that was killed goes on from it when it is repeated, and ends with the same bits. Each of
+        ``n_init`` starts has a file of its own, the second's name ends in ``.1``. Needs ``random_state``, and is for
+        one fit: leave it out in a cross-validation, and delete the files when done.
 
     Attributes
     ----------
@@ -115,6 +122,10 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
     float32 values and integers of up to 16 bits are fitted in float32, others in float64, which takes twice the
     memory and about twice the time. The model keeps its entries, 8 bytes each in float32, for ``partial_fit`` and
     ``top_k``.
+
+    Ctrl-C ends the solver between two steps: the estimator is fitted as far as it came, and a warning says so. Between
+    solvers, or pressed twice, it raises, and the estimator is what it was before ``fit``. Callbacks of scikit-learn
+    (from its version 1.9, ``set_callbacks``) see the records of the fit, and the model at its end.
 
     Examples
     --------
@@ -156,6 +167,7 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         n_threads=None,
         random_state=None,
         verbose=0,
+        checkpoint=None,
     ):
         self.depth = depth
         self.width = width
@@ -177,9 +189,11 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         self.n_threads = n_threads
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint = checkpoint
 
     # --- fit ---------------------------------------------------------------------------------------------------------
 
+    @whole
     def fit(self, X, y=None, *, entry_weight=None):
         """Fit the model to entries.
 
@@ -209,25 +223,29 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
             If the solver ends neither converged nor early stopped.
         """
         self._check()
+        parts = Parts(self, X, y, most=self.n_init)
         rows, cols, *data = self._read_fit(X, y, entry_weight)
         exact = self.solver == "recovery"
         self._observed = (-np.inf, np.inf) if exact else (float(data[1].min()), float(data[1].max()))
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         if self.solver == "descent":
-            solution, model = self._descend(*data, random, seed)
+            solution, model = self._descend(parts, *data, random, seed)
         elif exact:
-            solution, model = self._recover(*data, seed)
+            solution, model = self._recover(parts, *data, seed)
         else:
-            solution, model = self._vary(*data, seed)
+            solution, model = self._vary(parts, *data, seed)
         data.clear()  # the model has its own
+        parts.reports.close()
         report(self, solution)
         self.solver_ = "variational" if self.solver == "auto" else self.solver
         self.depth_ = len(solution.factors)
         self.n_features_in_ = len(cols) if sparse.issparse(X) else 2
         self._settle(model, rows, cols)
+        parts.reports.end()
         return self
 
+    @whole
     def partial_fit(self, X, y=None, *, entry_weight=None):
         """Take in new entries, of rows and columns that may be new: only those that they touch are solved for again.
 
@@ -550,9 +568,10 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
 
     # --- the two solvers ---------------------------------------------------------------------------------------------
 
-    def _vary(self, mask, values, weights, seed):
+    def _vary(self, parts, mask, values, weights, seed):
         """Return the solution of ``vbmf`` and its model."""
-        options = {} if self.tol is None else {"tol": self.tol}
+        tol = GAIN if self.tol is None else self.tol
+        title = f"depth {'default' if self.depth is None else self.depth}"
         solution = vbmf(
             mask,
             values,
@@ -563,18 +582,18 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
             biases=self.biases,
             n_init=self.n_init,
             max_iter=self.max_iter,
-            callback=Progress(type(self).__name__, self.depth) if self.verbose else None,
+            tol=tol,
+            **parts.options(title, goal=("evidence", tol)),
             device=self.device,
             n_threads=self.n_threads,
             random_state=seed,
             on_failure="ignore",
-            **options,
         )
         model = solution.factor_model()
         solution.sweeps = solution.fits = None  # the entries by column, and the factors again
         return solution, model
 
-    def _descend(self, mask, values, weights, random, seed):
+    def _descend(self, parts, mask, values, weights, random, seed):
         """Return the solution of ``solve`` on what biases leave, and its model."""
         rows, cols = mask.rows, mask.cols
         held_out = spare_last_entries(draw_held_out(self.validation_fraction, len(values), random), rows, cols)
@@ -588,6 +607,7 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         unit = unit_scale(z)
         solution = descend(
             self,
+            parts,
             mask,
             z / z.dtype.type(unit or 1.0),
             weights=weights,
@@ -616,7 +636,7 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
         model.columns.counts[:-1] = np.bincount(cols, weights, mask.shape[1])
         return solution, model
 
-    def _recover(self, mask, values, weights, seed):
+    def _recover(self, parts, mask, values, weights, seed):
         """Return the solution of ``recover`` and its model; mean and biases would add to the rank."""
         width = {} if self.width is None else {"max_rank": self.width}
         solution = recover(
@@ -624,7 +644,7 @@ class DMFCompleter(RegressorMixin, BaseEstimator):
             values,
             weights=weights,
             validation=self.validation_fraction or 0.05,
-            callback=Progress(type(self).__name__, 2) if self.verbose else None,
+            **parts.options("recovery"),
             on_failure="ignore",
             device=self.device,
             n_threads=self.n_threads,

@@ -57,7 +57,7 @@ class Shrinkage:
         return shape * deviations * deviations[:, None]
 
 
-def estimate_covariance(z, seen, shrinkage, *, start=None, tol=TOL, max_iter=200):
+def estimate_covariance(z, seen, shrinkage, *, start=None, tol=TOL, max_iter=200, blocks=None):
     """Return the :class:`~fastdmf.row_models.GaussianRows` of a table and the largest change of each step.
 
     Parameters
@@ -72,6 +72,8 @@ def estimate_covariance(z, seen, shrinkage, *, start=None, tol=TOL, max_iter=200
     tol : float
         The steps end when no correlation changes by more.
     max_iter : int
+    blocks : list, optional
+        Of ``blocks_of_rows(seen)``, which several calls may share.
     """
     n, p = z.shape
     count = seen.sum(axis=0)
@@ -81,7 +83,7 @@ def estimate_covariance(z, seen, shrinkage, *, start=None, tol=TOL, max_iter=200
     covariance = np.diag(np.maximum(variance, least))
     if start is not None:
         mean, covariance = start.mean, start.covariance
-    blocks = list(blocks_of_rows(seen))
+    blocks = list(blocks_of_rows(seen)) if blocks is None else blocks
     changes, diagonal = [], np.diag_indices(p)
     for _ in range(max_iter):
         deviation, scatter_matrix = _expect(z, seen, mean, covariance, blocks)

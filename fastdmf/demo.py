@@ -108,14 +108,20 @@ def compare(truth, observed, methods):
         # One BLAS thread for all: the peers' many small products lose more to waking threads than they gain.
         with warnings.catch_warnings(record=True) as caught, thread_limits():
             warnings.simplefilter("always")
-            filled = method.fit_transform(observed)
+            filled = _fill(method, observed)
         seconds = time.perf_counter() - started
-        if getattr(method, "status_", None) is Status.INTERRUPTED:
-            raise KeyboardInterrupt
         rmse = float(np.sqrt(np.mean((filled[holes] - truth[holes]) ** 2)))
         note = "; ".join(sorted({str(warning.message) for warning in caught}))
         entries.append(Entry(name, rmse, rmse / spread, seconds, filled, note))
     return entries
+
+
+def _fill(method, observed):
+    """Return ``observed`` without holes; Ctrl-C ends the command, not just the fit."""
+    filled = method.fit_transform(observed)
+    if getattr(method, "status_", None) is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return filled
 
 
 def tabulate(entries):
@@ -173,7 +179,7 @@ def run(out, *, hide, seed):
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        DMFImputer(random_state=seed, max_iter=2).fit_transform(observed)
+        _fill(DMFImputer(random_state=seed, max_iter=2), observed)
     _say(f"  {time.perf_counter() - started:.1f} s")
     _say("filling the holes ...")
     entries = compare(truth, observed, methods)

@@ -122,8 +122,8 @@ def solve(
         never interrupted.
     device : {"auto", "cpu", "cuda"}
         "auto" is the CPU, or the GPU where ``y`` or the operator's matrix are there already; then factors are arrays of
-        the device. "cuda" serves the rules ``auto``, ``gd``, ``momentum``, ``nesterov``, ``group_rmsprop`` and ``adam``,
-        without penalties, and all operators but scipy's.
+        the device. "cuda" serves ``auto``, ``gd``, ``momentum``, ``nesterov``, ``group_rmsprop`` and ``adam``, without
+        penalties, and all operators but scipy's.
     n_threads : int, optional
         Threads of the kernels. The result does not depend on it, bit for bit.
     dtype : {float32, float64}, optional

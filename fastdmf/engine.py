@@ -253,6 +253,11 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
         Steps that lead to the result of each slice's last record.
     history : dict of ndarray
         Shapes (records, B, ...).
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On a second Ctrl-C, and on one that comes when all slices have ended.
     """
     started = time.perf_counter()
     active = np.arange(batch)
@@ -306,10 +311,13 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
                 waited = process.n_eval - best_at[active] >= stop.patience
                 done |= waited
             ends: dict = {}
-            last = answer or interrupt.seen or iteration >= stop.max_iter
+            pressed = interrupt.seen
+            last = answer or pressed or iteration >= stop.max_iter
             for position in range(len(active)) if last else done.nonzero()[0]:
                 if diverged[position]:
                     status = Status.DIVERGED
+                elif pressed:  # even where the run is over: what would follow it must hear of it
+                    status = Status.INTERRUPTED
                 elif relative[position] <= stop.tol:
                     status = Status.CONVERGED
                 elif stop.patience is not None and waited[position]:
@@ -318,8 +326,6 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
                     status = Status.STALLED
                 elif answer:
                     status = Status.STOPPED
-                elif interrupt.seen:
-                    status = Status.INTERRUPTED
                 else:
                     status = Status.MAX_ITER
                 ends[position] = status
@@ -346,6 +352,8 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
             last = min(iteration + stop.check_every, stop.max_iter)
             while iteration < last and not interrupt.seen:
                 iteration += process.step(last - iteration)
+    if interrupt.seen and not pressed:  # after the last record's decisions
+        raise KeyboardInterrupt
     return statuses, n_iter, history.arrays()
 
 

@@ -1,15 +1,17 @@
 """Entries of a matrix as people hold them: sparse matrices, pairs with values, tables of (row, column, value)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
-from fastdmf.checks import check_real
+from fastdmf.checks import check_real, float_for
 from fastdmf.masks import EntryMask
 
 __all__ = ["DUPLICATES", "Entries", "mask_of", "merge", "read_entries", "read_values", "read_weights"]
 
+_HEAVIEST = 1e15  # beyond, weights and squares leave the range of floats together
 DUPLICATES = ("error", "sum", "mean", "last")
 
 # Formats that say which entries are stored; a DIA or BSR matrix pads with zeros that nobody observed.
@@ -101,6 +103,8 @@ def _from_frame(X, y, columns):
             raise ValueError(f"X has columns {names}: row, column and value are needed (or name them by columns=)")
         columns = names[:needed]
     else:
+        if not isinstance(columns, Iterable):
+            raise TypeError(f"columns must name row, column and value, got {columns!r}")
         columns = [columns] if isinstance(columns, str) else list(columns)
         if len(columns) not in (2, 3):
             raise ValueError(f"columns must name row, column and value, got {columns}")
@@ -128,12 +132,14 @@ def _match(y, k):
 def read_values(values):
     """Return values as float32 (from float32, float16 and integers of up to 16 bits) or float64.
 
+    Values far from 1 are float64, too: float32 does not hold their squares.
+
     Raises
     ------
     TypeError
         If they are not real numbers.
     ValueError
-        If one is NaN or infinite.
+        If one is NaN or infinite, or too large to be squared.
     """
     if values is None:
         raise ValueError(f"no values: {_EXPECTED}")
@@ -144,7 +150,8 @@ def read_values(values):
             raise TypeError("the values must be real numbers: leave out entries without one") from None
     if (values.dtype.kind in "iuf" and values.dtype.itemsize <= 2) or values.dtype == bool:
         values = values.astype(np.float32)
-    return check_real("values", values, (1,))
+    values = check_real("values", values, (1,))
+    return values.astype(float_for("the data", values, values.dtype), copy=False)
 
 
 def read_weights(entry_weight, k, dtype):
@@ -157,7 +164,10 @@ def read_weights(entry_weight, k, dtype):
     """
     if entry_weight is None:
         return None
-    weights = check_real("entry_weight", entry_weight, (1,)).astype(dtype)
+    weights = check_real("entry_weight", entry_weight, (1,))
+    if weights.max(initial=0) > _HEAVIEST:
+        raise ValueError(f"entry_weight must be at most {_HEAVIEST:.0e}, got {weights.max():.1e}: scale them down")
+    weights = weights.astype(dtype)
     if len(weights) != k:
         raise ValueError(f"entry_weight must hold one weight for each of the {k} entries, got {len(weights)}")
     if (weights < 0).any():

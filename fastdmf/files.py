@@ -1,11 +1,14 @@
 """Files that are there whole or not at all, and errors about them that say what to do."""
 
+import glob
 import os
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["open_file", "whole_file"]
+__all__ = ["open_file", "remove_unfinished", "whole_file"]
+
+_UNFINISHED = ".new"
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def whole_file(path):
         raise FileNotFoundError(f"cannot write {said!r}: the folder does not exist, create it first")
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"cannot write {said!r}: it is no ordinary file, name another one")
-    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{_UNFINISHED}")
     try:
         with open(new, "wb") as file:
             yield file
@@ -42,6 +45,33 @@ def whole_file(path):
     finally:
         with suppress(OSError):
             os.unlink(new)
+
+
+def remove_unfinished(path):
+    """Remove what processes that were killed in :func:`whole_file` left beside ``path``; what is in use stays.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    """
+    if os.name != "posix":  # elsewhere there is no harmless way to ask for a process
+        return
+    path = Path(os.path.realpath(path))
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{_UNFINISHED}"):
+        process = left.name[len(path.name) + 1 :].split(".")[0]
+        with suppress(OSError):
+            if process.isdecimal() and not _is_running(int(process)):
+                left.unlink()
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def open_file(path):

@@ -1,6 +1,5 @@
 """What the estimators share: checks of their settings, the descent on data of unit scale, its fitted attributes."""
 
-import logging
 import warnings
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -8,31 +7,30 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from fastdmf.checks import check_number
 from fastdmf.descent import solve
-from fastdmf.engine import Status
+from fastdmf.engine import Solution, Status
+from fastdmf.fit_parts import caller_level
+from fastdmf.rules import as_rule
 
 __all__ = [
-    "Progress",
+    "GAIN",
     "check_settings",
     "descend",
     "draw_held_out",
     "effective_rank",
     "explain",
     "halves",
-    "logger",
+    "matrix_attributes",
     "report",
-    "set_fitted",
     "split_svd",
     "start_factors",
     "thin_svd",
     "unit_scale",
 ]
 
-logger = logging.getLogger("fastdmf")
-logger.addHandler(logging.NullHandler())
-
-# Records between two progress lines.
-_LOG_EVERY = 20
+# The gain of evidence an entry at which ``vbmf`` ends, and the tolerance of ``solve``, where none is asked for.
+GAIN, _TOL = 5e-4, 1e-6
 
 
 def check_settings(estimator, solvers=("auto", "descent")):
@@ -119,9 +117,12 @@ def start_factors(estimator, shape, unit, symmetric=False):
 
 def descend(
     estimator,
+    parts,
     operator,
     y,
     *,
+    suffix="",
+    fitted=None,
     depth,
     width,
     held_out,
@@ -132,7 +133,29 @@ def descend(
     weights=None,
     elementwise_loss="squared",
 ):
-    """Run ``solve`` with the estimator's settings; an unsuccessful end is left to :func:`set_fitted` to report."""
+    """Run ``solve`` with the estimator's settings; an unsuccessful end is left to :func:`report`.
+
+    Parameters
+    ----------
+    estimator : estimator
+    parts : Parts
+        Of the fit, of which this is the one with the role ``suffix``.
+    fitted : callable, optional
+        As for :meth:`fastdmf.progress.Reports.run`.
+    operator, y, depth, width, start, init_scale, seed, symmetric, weights, elementwise_loss
+        As for :func:`fastdmf.solve`.
+    held_out : array of int or None
+    """
+    tol = _TOL if estimator.tol is None else estimator.tol
+    check_number("tol", tol, 0)
+    rule = as_rule(estimator.rule)
+    told = parts.options(
+        f"depth {'default' if depth is None else depth}",
+        suffix,
+        goal=("loss", tol * float(np.mean(np.square(y, dtype=np.float64)))),
+        check_every=rule.check_every,
+        fitted=fitted,
+    )
     return solve(
         operator,
         y,
@@ -143,12 +166,12 @@ def descend(
         symmetric=symmetric,
         elementwise_loss=elementwise_loss,
         init_scale=init_scale,
-        rule=estimator.rule,
+        rule=rule,
         max_iter=estimator.max_iter,
-        **({} if estimator.tol is None else {"tol": estimator.tol}),
+        tol=tol,
         validation=held_out,
         patience=estimator.patience,
-        callback=Progress(type(estimator).__name__, depth) if estimator.verbose else None,
+        **told,
         device=estimator.device,
         n_threads=estimator.n_threads,
         dtype=y.dtype,
@@ -157,46 +180,32 @@ def descend(
     )
 
 
-class Progress:
-    """A callback of the solvers that logs every twentieth record."""
+def matrix_attributes(factors, unit=1.0, symmetric=False):
+    """Return the fitted attributes of an estimator whose model is one matrix, name -> value.
 
-    def __init__(self, name, depth):
-        self.name, self.depth, self.count = name, depth, 0
-
-    def __call__(self, progress):
-        if self.count % _LOG_EVERY == 0:
-            held_out = progress.values.get("validation")
-            logger.info(
-                "%s depth %s: iteration %d, loss %.4g%s, %.1f s",
-                self.name,
-                "default" if self.depth is None else self.depth,
-                progress.iteration,
-                progress.values["loss"],
-                "" if held_out is None else f", held out {held_out:.4g}",
-                progress.elapsed,
-            )
-        self.count += 1
-
-
-def set_fitted(estimator, solution, unit):
-    """Set the attributes that every estimator has, and warn if the descent did not end well.
-
-    The factors take the ``unit`` of the data in equal parts, which keeps them balanced.
-
-    Warns
-    -----
-    ConvergenceWarning
-        With the sentence of the status.
+    Parameters
+    ----------
+    factors : list of ndarray
+        [W_1, ..., W_N], or [U] of a ``symmetric`` chain.
+    unit : float
+        Of the data: the factors take it in equal parts, which keeps them balanced.
+    symmetric : bool
     """
-    depth = 2 if solution.symmetric else len(solution.factors)
-    solution.factors = [w * w.dtype.type(unit ** (1 / depth)) for w in solution.factors]
-    estimator.factors_ = solution.factors
-    estimator.depth_ = depth
-    estimator.solver_ = "descent"
-    report(estimator, solution, stacklevel=4)
+    depth = 2 if symmetric else len(factors)
+    factors = [w * w.dtype.type(unit ** (1 / depth)) for w in factors]
+    solution = Solution(factors, None, 0, 0, {}, symmetric)
+    _, s, vt = thin_svd(*solution.halves())
+    return {
+        "factors_": factors,
+        "depth_": depth,
+        "matrix_": solution.matrix(),
+        "components_": vt,
+        "singular_values_": s,
+        "effective_rank_": effective_rank(s),
+    }
 
 
-def report(estimator, solution, stacklevel=3):
+def report(estimator, solution):
     """Set what every estimator tells of its fit, and warn if the solver did not end well."""
     estimator.n_iter_ = solution.n_iter
     estimator.status_ = solution.status
@@ -208,7 +217,7 @@ def report(estimator, solution, stacklevel=3):
         warnings.warn(
             f"{type(estimator).__name__}: {solution.status.name}: {solution.status.sentence}",
             ConvergenceWarning,
-            stacklevel=stacklevel,
+            stacklevel=caller_level(),
         )
 
 

@@ -53,6 +53,7 @@ def read_ids(name, values):
     if values.dtype.kind == "f":
         if np.isnan(values).any():
             raise ValueError(f"{name} ids contain missing values: leave those entries out")
+        values = values.astype(np.float64, copy=False)  # float16 does not reach the limit
         if not (np.abs(values) < 2.0**53).all() or (values != np.floor(values)).any():
             raise TypeError(f"{name} ids must be whole numbers or strings, got {values.dtype}: pass integers")
     elif values.dtype.kind not in "iu":

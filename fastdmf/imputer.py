@@ -1,6 +1,7 @@
 """``DMFImputer``: holes of a table, an image or a sensor matrix filled by deep matrix factorization."""
 
 import warnings
+from dataclasses import replace
 from numbers import Real
 
 import numpy as np
@@ -9,27 +10,31 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fastdmf.checks import check_count, check_number
+from fastdmf.checkpoint import digest
+from fastdmf.checks import check_count, check_flag, check_number, float_for
+from fastdmf.covariance import TOL
 from fastdmf.engine import Status
 from fastdmf.entry_kfold import spare_last_entries
+from fastdmf.fit_parts import Kept, Parts, caller_level, whole
 from fastdmf.fitting import (
-    Progress,
+    GAIN,
     check_settings,
     descend,
     draw_held_out,
     effective_rank,
     explain,
     halves,
-    logger,
     report,
     start_factors,
     thin_svd,
     unit_scale,
 )
 from fastdmf.operators import EntryMask
+from fastdmf.progress import CallbackSupportMixin
 from fastdmf.recovery import largest_rank, recover
 from fastdmf.row_fits import (
     RowFit,
+    TrialInterrupted,
     choose_gaussian,
     choose_neighbours,
     clearly_better,
@@ -73,10 +78,11 @@ _FITTED, _NOT_UNDERSTOOD, _SMALL = 1e-3, 0.1, 30_000
 _FINISHED = 1e-9  # there are no more digits to win
 # Share of the observed entries that ``score`` hides, and the seed that draws them.
 _HIDDEN, _HIDDEN_SEED = 0.2, 0
+_NEAR = 1e-12  # root mean square, and one over it, within which a table keeps its unit
 _STILL = 1e-6  # variance, relative to the smallest of the other columns, given to columns without any
 
 
-class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Fill the holes of a matrix by deep matrix factorization.
 
     Nothing needs tuning. The rows of the table are taken as draws of one distribution z ~ N(m, C), which is fitted to
@@ -138,13 +144,19 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Above 0, progress is logged at level INFO by the logger ``"fastdmf"``.
     warm_start : bool
         Start from the factors of the last fit.
+    checkpoint : path or Checkpoint, optional
+        File to which the state of the fit is written every minute, or as the :class:`fastdmf.Checkpoint` says. A fit
+        that was killed goes on from it when it is repeated, and ends with the same bits. A fit that tries several
+        solvers has more files beside it, whose names end in the part that they are of: ``.fold0``, ``.covariances``,
+        ``.depth2``, ``.depth3``, ``.recovery``. Needs ``random_state``, and is for one fit: leave it out in a
+        cross-validation, and delete the files when done.
 
     Attributes
     ----------
     factors_ : list of ndarray
         [W_1, ..., W_N]; the fitted matrix is ``mean_ + scale_ * (W_N ... W_1)``.
     mean_, scale_ : ndarray of shape (n_features,)
-        Zeros and ones where nothing was centred or rescaled.
+        Zeros and ones where nothing was centred or rescaled; a power of two for tables far from 1 (1e-12 or 1e12).
     components_ : ndarray of shape (r, n_features)
         Right singular vectors of W_N ... W_1.
     singular_values_ : ndarray of shape (r,)
@@ -180,6 +192,10 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     An all-missing row is filled with the mean of the fitted rows. float32 data is fitted and returned in float32,
     anything else in float64; the fold-in, n_rows (n_features r^2 + r^3) flops for r modes, is done in float64.
+
+    Ctrl-C ends the solver between two steps: the estimator is fitted as far as it came, and a warning says so. Between
+    solvers, or pressed twice, it raises, and the estimator is what it was before ``fit``. Callbacks of scikit-learn
+    (from its version 1.9, ``set_callbacks``) see the records of all solvers, and the model at the end.
 
     References
     ----------
@@ -221,6 +237,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         random_state=None,
         verbose=0,
         warm_start=False,
+        checkpoint=None,
     ):
         self.depth = depth
         self.width = width
@@ -242,7 +259,9 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
 
+    @whole
     def fit(self, X, y=None):
         """Fit the factors to the observed entries.
 
@@ -274,10 +293,13 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_settings(self, _SOLVERS)
         if not isinstance(self.standardize, (bool, np.bool_)) and self.standardize != "auto":
             raise ValueError(f"standardize must be True, False or 'auto', got {self.standardize!r}")
+        for name in ("add_indicator", "keep_empty_features", "warm_start"):
+            check_flag(name, getattr(self, name))
         # Whatever solver is chosen: a wrong setting is an error for any.
         check_number("tol", self.tol, 0)
         check_number("init_scale", self.init_scale, 0)
         check_count("patience", self.patience)
+        parts = Parts(self, X, y)
         X, observed = self._read(X, reset=True)
         if not observed.any():
             raise ValueError(f"X has no observed entry: all {X.size} entries are missing_values={self.missing_values}")
@@ -295,10 +317,17 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         held_out = spare_last_entries(draw_held_out(self.validation_fraction, len(values), random), rows, cols)
         # A column that is empty at fit has no part in the model.
         z = np.where(observed, (X - self.mean_) / self.scale_, 0.0)[:, ~self._empty]
-        self._keep(self._choose(z, observed[:, ~self._empty], held_out, seed, X.dtype))
+        try:
+            dtype = float_for("X", z, X.dtype)
+            fit = self._choose(parts, z, observed[:, ~self._empty], held_out, seed, dtype)
+        except TrialInterrupted as interrupted:
+            fit = interrupted.fit
+        parts.reports.close()
+        self._keep(fit)
         self.indicator_ = None
         if self.add_indicator:
             self.indicator_ = MissingIndicator(error_on_new=False).fit(np.where(observed, X, np.nan))
+        parts.reports.end()
         return self
 
     def transform(self, X):
@@ -360,8 +389,8 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X, observed = self._read(X, reset=False)
-        _, variances = self._fill(X, observed, variances=True)
-        return np.sqrt(variances).astype(X.dtype)[:, self._kept()]
+        _, deviations = self._fill(X, observed, deviations=True)
+        return deviations.astype(X.dtype)[:, self._kept()]
 
     def reconstruct(self):
         """Return the fitted matrix mean_ + scale_ * (W_N ... W_1), shape (n_samples, n_features_out).
@@ -491,14 +520,10 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def _column_names(self, which):
         return getattr(self, "feature_names_in_", np.arange(self.n_features_in_))[which]
 
-    def _log(self, text):
-        if self.verbose:
-            logger.info("%s %s", type(self).__name__, text)
-
     def _say(self, what, members):
         shown = ", ".join(str(name) for name in members[:10])
         more = f" and {len(members) - 10} more" if len(members) > 10 else ""
-        warnings.warn(f"{type(self).__name__}: {what}: {shown}{more}", UserWarning, stacklevel=3)
+        warnings.warn(f"{type(self).__name__}: {what}: {shown}{more}", UserWarning, stacklevel=caller_level())
 
     # --- fit ---------------------------------------------------------------------------------------------------------
 
@@ -522,29 +547,36 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             mean = np.zeros(p)
         mean[self._empty] = values.mean()
         if not rescale or varying.size == 0:
-            return mean, np.ones(p)
+            return mean, np.full(p, _far_unit(values))
         # Nothing is known of the unit of a column that does not vary: its holes stay at its mean.
         return mean, np.sqrt(np.where(variance > 0, variance, _STILL * varying.min()))
 
-    def _choose(self, z, seen, held_out, seed, dtype):
+    def _choose(self, parts, z, seen, held_out, seed, dtype):
         """Return the :class:`RowFit` of the solver asked for, or of the one that predicts held-out entries best.
 
         Parameters
         ----------
+        parts : Parts
+            Of the fit.
         z : ndarray of shape (n, p), float64
             The table in units of the fit, zeros in the holes, without empty columns.
         seen : ndarray of bool, shape (n, p)
         held_out : ndarray of int or None
             Indices of observed entries in row-major order.
+
+        Raises
+        ------
+        TrialInterrupted
+            On Ctrl-C before there is a choice.
         """
         if self.solver == "recovery":
-            return self._recovery(z, seen, seed, dtype)
+            return self._recovery(parts, "", z, seen, seed, dtype)
         if self.solver == "descent" or (self.solver == "auto" and self._asks_for_descent()):
-            return self._descent(z, seen, held_out, seed, dtype)
+            return self._descent(parts, z, seen, held_out, seed, dtype)
+        title = f"depth {'default' if self.depth is None else self.depth}"
         common = {"depth": self.depth, "max_iter": self.max_iter, "n_threads": self.n_threads}
         variational = common | {"width": self.width, "device": self.device, "random_state": seed}
-        if self.verbose:
-            variational["callback"] = Progress(type(self).__name__, self.depth)
+        gain = {"goal": ("evidence", GAIN)}
         solver, shrinkage, start, errors = self.solver, default_shrinkage(z.shape[1]), None, None
         share = 0.0
         narrow = z.shape[1] <= min(_NARROW, _NARROW_PER_ROW * len(z)) and self.depth is None and self.width is None
@@ -553,31 +585,46 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if held_out is not None and (self.solver == "auto" or solver == "gaussian"):
             folds = make_folds(seen, held_out, seed)
             if solver == "gaussian":
-                shrinkage, models, errors = choose_gaussian(z, folds, self._log, self.n_threads)
-                share, errors = choose_neighbours(z, models, errors, folds, self._log, self.n_threads)
+                kept = Kept(parts.file(".covariances"), lambda: digest("covariances", z, seen, held_out, seed))
+                try:
+                    shrinkage, models, errors = choose_gaussian(z, folds, parts.reports, kept, dtype, self.n_threads)
+                finally:
+                    kept.write()
+                share, errors = choose_neighbours(z, models, errors, folds, parts.reports, self.n_threads)
                 start = models[0]
             if self.solver == "auto":
-                trials = [fit_variational(z, fold.visible, dtype, **variational).rows for fold in folds]
-                others = held_out_errors(trials, z, folds)
-                self._log(f"variational: held out {others.mean():.4g}")
+                told = parts.options(title, **gain)
+                trials = []
+                for k, fold in enumerate(folds):
+                    told["checkpoint"] = parts.file(f".fold{k}")
+                    trials.append(fit_variational(z, fold.visible, dtype, **variational, **told))
+                    if trials[-1].status is Status.INTERRUPTED:
+                        raise TrialInterrupted(trials[-1])
+                others = held_out_errors([trial.rows for trial in trials], z, folds)
+                parts.reports.say(f"variational: held out {others.mean():.4g}")
                 if errors is None or clearly_better(others, errors):
                     solver, errors = "variational", others
                 if self._may_be_exact(z, seen, errors):
-                    fit = self._descent(z, seen, held_out, seed, dtype)
+                    fit = self._descent(parts, z, seen, held_out, seed, dtype)
+                    if fit.status is Status.INTERRUPTED:
+                        raise TrialInterrupted(fit)
                     others = held_out_errors([fit.rows], z, folds[:1])
-                    self._log(f"descent: held out {others.mean():.4g}")
+                    parts.reports.say(f"descent: held out {others.mean():.4g}")
                     better = clearly_better(others, errors[: len(others)])
                     enough = largest_rank((int(seen.any(axis=1).sum()), z.shape[1]), int(seen.sum()))
                     if enough and min(others.mean(), errors.mean()) < _FITTED * np.var(z[seen]):
-                        exact = self._recovery(z, seen, seed, dtype, noise=False)
-                        self._log(f"recovery: {exact.status.name}")
+                        exact = self._recovery(parts, ".recovery", z, seen, seed, dtype, noise=False)
+                        parts.reports.say(f"recovery: {exact.status.name}")
                         if exact.status is Status.EXACT:
                             return exact
+                        if exact.status is Status.INTERRUPTED:
+                            raise TrialInterrupted(replace(fit, status=Status.INTERRUPTED))
                     if better:
                         return fit
         if solver == "gaussian":
-            return fit_gaussian(z, seen, shrinkage, share=share, start=start, dtype=dtype, **common)
-        return fit_variational(z, seen, dtype, **variational)
+            told = parts.options("gaussian", goal=("change", TOL))
+            return fit_gaussian(z, seen, shrinkage, share=share, start=start, dtype=dtype, **common, **told)
+        return fit_variational(z, seen, dtype, **variational, **parts.options(title, **gain))
 
     def _asks_for_descent(self):
         """Whether a setting is given that the descent alone has."""
@@ -606,11 +653,11 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.singular_values_, self.components_ = s, vt
         self.effective_rank_ = effective_rank(s)
         self.noise_variance_ = fit.rows.noise
-        report(self, fit, stacklevel=4)
+        report(self, fit)
 
     # --- descent -----------------------------------------------------------------------------------------------------
 
-    def _descent(self, z, seen, held_out, seed, dtype):
+    def _descent(self, parts, z, seen, held_out, seed, dtype):
         """Return the :class:`RowFit` of the descent on all but the held-out entries."""
         rows, cols = np.nonzero(seen)
         values = z[rows, cols]
@@ -619,7 +666,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if start is not None:
             start[0] = np.ascontiguousarray(start[0][:, ~self._empty])
         entries = np.asarray(values / (unit or 1.0), dtype)
-        solution = self._descend(EntryMask(rows, cols, z.shape), entries, held_out, start, seed)
+        solution = self._descend(parts, EntryMask(rows, cols, z.shape), entries, held_out, start, seed)
         factors = [w * w.dtype.type(unit ** (1 / len(solution.factors))) for w in solution.factors]
         blank = ~seen.any(axis=1)
         if blank.any():  # the loss never saw these rows: their means instead of what is left of the start
@@ -630,7 +677,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             model.noise = _best_noise(model, z, seen, rows[held_out], cols[held_out])
         return RowFit("descent", model, factors, solution.status, solution.n_iter, solution.history, solution.device)
 
-    def _descend(self, mask, z, held_out, start, seed):
+    def _descend(self, parts, mask, z, held_out, start, seed):
         """Return the best solution over the depths that compete; an interrupt ends the competition."""
         depths = (self.depth,)
         if self.depth is None and held_out is not None and start is None and np.ndim(self.width) == 0:
@@ -642,8 +689,11 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 depth = len(self.width) + 1
             solution = descend(
                 self,
+                parts,
                 mask,
                 z,
+                # Beside the variational fit that may win, one depth has a file of its own as well.
+                suffix="" if len(depths) == 1 and self.solver == "descent" else f".depth{depth}",
                 depth=depth,
                 width=width,
                 held_out=held_out,
@@ -654,11 +704,12 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             error = 0.0 if held_out is None else np.nanmin(solution.history["validation"])
             if best is None or error < lowest:
                 best, lowest = solution, error
-            if solution.status.name == "INTERRUPTED":
+            if solution.status is Status.INTERRUPTED:
+                best.status = Status.INTERRUPTED
                 break
         return best
 
-    def _recovery(self, z, seen, seed, dtype, noise="auto"):
+    def _recovery(self, parts, suffix, z, seen, seed, dtype, noise="auto"):
         """Return the :class:`RowFit` of :func:`fastdmf.recover` on the rows that hold anything."""
         told = seen.any(axis=1)
         rows, cols = np.nonzero(seen[told])
@@ -674,7 +725,7 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             noise=noise,
             validation=self.validation_fraction or 0.05,
             on_failure="ignore",
-            callback=Progress(type(self).__name__, 2) if self.verbose else None,
+            **parts.options("recovery", suffix),
             device=self.device,
             n_threads=self.n_threads,
             random_state=seed,
@@ -689,20 +740,27 @@ class DMFImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     # --- fold-in -----------------------------------------------------------------------------------------------------
 
-    def _fill(self, X, observed, variances=False):
-        """Return a copy of X with its holes filled; optionally also the variances of what was filled in."""
+    def _fill(self, X, observed, deviations=False):
+        """Return a copy of X with its holes filled; optionally also the standard deviations of what was filled in."""
         told = ~self._empty
         z = np.where(observed, (X - self.mean_) / self.scale_, 0.0)[:, told]
         # Before the fit's units are undone: what was observed keeps its bits.
         fitted = np.zeros(X.shape)
-        filled = self._rows.fill(z, observed[:, told], variances)
-        fitted[:, told] = filled[0] if variances else filled
+        filled = self._rows.fill(z, observed[:, told], deviations)
+        fitted[:, told] = filled[0] if deviations else filled
         out = np.where(observed, X, np.clip(self.mean_ + self.scale_ * fitted, self._low, self._high)).astype(X.dtype)
-        if not variances:
+        if not deviations:
             return out
         spread = np.full(X.shape, np.nan)
         spread[:, told] = filled[1]
-        return out, np.where(observed, 0.0, spread * self.scale_**2)
+        # Of units far from 1 there is no square.
+        return out, np.where(observed, 0.0, np.sqrt(spread) * self.scale_)
+
+
+def _far_unit(values):
+    """Return 1, or a power of two for values so far from 1 that squares of squared errors leave the range of floats."""
+    size = unit_scale(values)
+    return 1.0 if size == 0 or _NEAR <= size <= 1 / _NEAR else 2.0 ** round(np.log2(size))
 
 
 def _rows_of_factors(factors, told, z, rows, cols):

@@ -8,23 +8,24 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastdmf.checks import check_number
+from fastdmf.fit_parts import Parts, caller_level, whole
 from fastdmf.fitting import (
     check_settings,
     descend,
     draw_held_out,
-    effective_rank,
     explain,
-    set_fitted,
+    matrix_attributes,
+    report,
     start_factors,
-    thin_svd,
     unit_scale,
 )
 from fastdmf.operators import RankOne
+from fastdmf.progress import CallbackSupportMixin
 
 __all__ = ["DMFQuadratic"]
 
 
-class DMFQuadratic(RegressorMixin, BaseEstimator):
+class DMFQuadratic(CallbackSupportMixin, RegressorMixin, BaseEstimator):
     """Learn y = ||U^T x||^2, a network with quadratic activations and output weights of one [1]_.
 
     The prediction is linear in U U^T, a sum of x_i^T (U U^T) x_i terms that are never formed as matrices. Descent from
@@ -67,6 +68,10 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
         Above 0, progress is logged at level INFO by the logger ``"fastdmf"``.
     warm_start : bool
         Start from the factor of the last fit.
+    checkpoint : path or Checkpoint, optional
+        File to which the state of the fit is written every minute, or as the :class:`fastdmf.Checkpoint` says. A fit
+        that was killed goes on from it when it is repeated, and ends with the same bits. Needs ``random_state``,
+        and is for one fit: leave it out in a cross-validation, and delete the file when done.
 
     Attributes
     ----------
@@ -99,6 +104,10 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
     Notes
     -----
     X is divided by the root mean square of its entries, y by its own; neither is centred.
+
+    Ctrl-C ends the solver between two steps: the estimator is fitted as far as it came, and a warning says so. Between
+    solvers, or pressed twice, it raises, and the estimator is what it was before ``fit``. Callbacks of scikit-learn
+    (from its version 1.9, ``set_callbacks``) see the fit at each of its records.
 
     References
     ----------
@@ -136,6 +145,7 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
         random_state=None,
         verbose=0,
         warm_start=False,
+        checkpoint=None,
     ):
         self.width = width
         self.rule = rule
@@ -150,12 +160,14 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = True  # on targets of both signs
         return tags
 
+    @whole
     def fit(self, X, y):
         """Fit U to the samples.
 
@@ -189,6 +201,7 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
         check_number("init_scale", self.init_scale, 0)
         if self.truncation is not None:
             check_number("truncation", self.truncation, 0)
+        parts = Parts(self, X, y, most=1)
         with explain("X and y"):
             X, y = validate_data(
                 self, X, y, dtype=[np.float64, np.float32], order="C", y_numeric=True, ensure_min_samples=2
@@ -201,7 +214,7 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
             warnings.warn(
                 "much of y is negative, which ||U^T x||^2 cannot be: do not centre y, and fit -y if all of it is",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         unit = unit_scale(y)
         of_w = unit / length**2
@@ -210,6 +223,7 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
         seed = int(random.randint(np.iinfo(np.int32).max))
         solution = descend(
             self,
+            parts,
             RankOne(X / X.dtype.type(length)),
             y / y.dtype.type(unit or 1.0),
             depth=self.depth,
@@ -219,12 +233,14 @@ class DMFQuadratic(RegressorMixin, BaseEstimator):
             init_scale=self.init_scale / d,  # of U U^T = alpha I, whose mean prediction is d alpha
             seed=seed,
             symmetric=True,
+            fitted=lambda factors: matrix_attributes(factors, of_w, symmetric=True),
             elementwise_loss="squared" if self.truncation is None else ("truncated_prediction", self.truncation),
         )
-        set_fitted(self, solution, of_w)
-        self.matrix_ = solution.matrix()
-        _, self.singular_values_, self.components_ = thin_svd(*solution.halves())
-        self.effective_rank_ = effective_rank(self.singular_values_)
+        parts.reports.close()
+        vars(self).update(matrix_attributes(solution.factors, of_w, symmetric=True))
+        self.solver_ = "descent"
+        report(self, solution)
+        parts.reports.end()
         return self
 
     def predict(self, X):

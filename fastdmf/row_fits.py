@@ -11,17 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.backend import thread_limits
+from fastdmf.checkpoint import CheckpointFile, digest
+from fastdmf.checks import check_count
 from fastdmf.covariance import TOL, Shrinkage, estimate_covariance
-from fastdmf.engine import Status
+from fastdmf.engine import Status, Stop, drive
 from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.fitting import split_svd
 from fastdmf.masks import EntryMask
-from fastdmf.row_models import LowRankRows
+from fastdmf.row_models import GaussianRows, LowRankRows, blocks_of_rows
 from fastdmf.row_neighbours import SHARES, NeighbourRows, affordable
 from fastdmf.variational import vbmf
 
 __all__ = [
     "RowFit",
+    "TrialInterrupted",
     "choose_gaussian",
     "choose_neighbours",
     "clearly_better",
@@ -89,7 +92,7 @@ def fit_variational(z, seen, dtype, *, depth=None, width=None, max_iter=None, **
     depth, width, max_iter
         As for ``vbmf``.
     options
-        ``callback``, ``device``, ``n_threads``, ``random_state``.
+        ``callback``, ``checkpoint``, ``device``, ``n_threads``, ``random_state``.
     """
     index = np.nonzero(seen)
     mask, y = EntryMask(*index, z.shape), z[index].astype(dtype)
@@ -114,7 +117,83 @@ def fit_variational(z, seen, dtype, *, depth=None, width=None, max_iter=None, **
     return RowFit("variational", rows, factors, status, solution.n_iter, solution.history, solution.device)
 
 
-def fit_gaussian(z, seen, shrinkage, dtype, *, share=0.0, depth=None, start=None, max_iter=None, n_threads=None):
+class TrialInterrupted(Exception):
+    """Ctrl-C ended a trial: what is fitted is what the trial had come to, and no choice is made.
+
+    Attributes
+    ----------
+    fit : RowFit
+    """
+
+    def __init__(self, fit):
+        super().__init__(fit.status.sentence)
+        self.fit = fit
+
+
+class _Expectation:
+    """Expectation maximisation of a table's mean and covariance, as the loop drives it (``engine.Process``)."""
+
+    def __init__(self, z, seen, shrinkage, start):
+        self._table, self._shrinkage = (z, seen), shrinkage
+        self._blocks = list(blocks_of_rows(seen))
+        self.rows = estimate_covariance(z, seen, shrinkage, max_iter=0, blocks=[])[0] if start is None else start
+        self.n_eval, self.change = 0, np.nan
+
+    def step(self, most):
+        self.rows, changes = estimate_covariance(
+            *self._table, self._shrinkage, start=self.rows, max_iter=1, blocks=self._blocks
+        )
+        self.change = float(changes[0])
+        self.n_eval += 1
+        return 1
+
+    def record(self):
+        reached = self.change if self.n_eval else 1.0
+        values = {"relative_loss": reached, "null_objective": 1.0, "objective": 0.0, "change": self.change}
+        return {name: np.array([value]) for name, value in values.items()}
+
+    def failed(self):
+        return np.array([False])
+
+    def finish(self, position, slice_, best):
+        """Nothing: the rows are the result."""
+
+    def factors(self):
+        return [self.rows.covariance[None]]
+
+    def snapshot(self):
+        return {"n_eval": self.n_eval, "change": self.change, "rows": [self.rows.mean, self.rows.covariance]}
+
+    def resume(self, snapshot, active):
+        self.n_eval, self.change = snapshot["n_eval"], snapshot["change"]
+        self.rows = GaussianRows(*snapshot["rows"])
+
+
+def _estimate(z, seen, shrinkage, start, tol, max_iter, callback=None, checkpoint=None):
+    """Return (rows, status, largest change of each step) of ``estimate_covariance`` with what every solver has."""
+    process = _Expectation(z, seen, shrinkage, start)
+    file = None
+    if checkpoint is not None:
+        run = digest("gaussian", z, seen, shrinkage, process.rows.mean, process.rows.covariance, tol, max_iter)
+        file = CheckpointFile(checkpoint, run)
+    (status,), _, history = drive(process, 1, Stop(max_iter, 1, tol), callback, file)
+    return process.rows, status, history["change"][1:, 0]
+
+
+def fit_gaussian(
+    z,
+    seen,
+    shrinkage,
+    dtype,
+    *,
+    share=0.0,
+    depth=None,
+    start=None,
+    max_iter=None,
+    n_threads=None,
+    callback=None,
+    checkpoint=None,
+):
     """Return the :class:`RowFit` of ``estimate_covariance``; the fitted matrix is the completed one.
 
     Parameters
@@ -128,16 +207,21 @@ def fit_gaussian(z, seen, shrinkage, dtype, *, share=0.0, depth=None, start=None
         Number of factors that the fitted matrix is split into.
     start : GaussianRows, optional
     max_iter, n_threads : int, optional
+    callback, checkpoint : optional
+        As for :func:`fastdmf.solve`.
     """
-    max_iter = _MAX_ITER if max_iter is None else max_iter
+    max_iter = _MAX_ITER if max_iter is None else check_count("max_iter", max_iter)
     with thread_limits(n_threads):
-        rows, changes = estimate_covariance(z, seen, shrinkage, start=start, max_iter=max_iter)
-        deviation = rows.fill(z, seen) - rows.mean
-        model = NeighbourRows.of(rows, z, seen, share) if share else rows
+        rows, *end = _estimate(z, seen, shrinkage, start, TOL, max_iter, callback, checkpoint)
+        return _gaussian_fit(rows, z, seen, share, depth, dtype, *end)
+
+
+def _gaussian_fit(rows, z, seen, share, depth, dtype, status, changes):
+    deviation = rows.fill(z, seen) - rows.mean
+    model = NeighbourRows.of(rows, z, seen, share) if share else rows
     left, right = np.column_stack([np.ones(len(z)), deviation]), np.vstack([rows.mean, np.eye(z.shape[1])])
     factors = split_svd(left, right, _DEPTH if depth is None else depth, dtype)
     history = {"iteration": np.arange(1, len(changes) + 1), "change": changes}
-    status = Status.MAX_ITER if changes[-1] >= TOL else Status.CONVERGED
     return RowFit("gaussian", model, factors, status, len(changes), history, "cpu")
 
 
@@ -180,47 +264,63 @@ def make_folds(seen, held_out, seed):
     return folds
 
 
-def choose_gaussian(z, folds, say, n_threads=None):
+def choose_gaussian(z, folds, reports, kept, dtype, n_threads=None):
     """Return (shrinkage, rows of each fold, squared errors on the held-out entries) of the best trial.
 
     Parameters
     ----------
     z : ndarray of shape (n, p), float64
     folds : list of Fold
-    say : callable
+    reports : Reports
         Told of every trial.
+    kept : Kept
+        Trials that were made already are not made again.
+    dtype : numpy dtype
+        Of the fit.
+
+    Raises
+    ------
+    TrialInterrupted
+        On Ctrl-C.
     """
     n, p = z.shape
     best, best_errors = None, None
-    settings = {"tol": _TRIAL_TOL, "max_iter": _TRIAL_ITER}
+    callback = reports.run("trial", goal=("change", _TRIAL_TOL))
     with thread_limits(n_threads):
         for by_distance in (False, True)[: 1 + (p >= _ORDERED)]:
             # The target by distance is an estimate itself, and from a strong one there is no way back: its trials
             # go from the best fit so far up.
-            rows, lowest = [None] * len(folds) if best is None else best[1], None
+            rows, lowest = [None] * len(folds) if best is None else list(best[1]), None
             strengths = _STRENGTHS[::-1] if by_distance or n >= _MANY * p else _STRENGTHS
             for strength in strengths:
                 shrinkage = Shrinkage(max(strength * p, 1.0), by_distance)
-                rows = [
-                    estimate_covariance(z, fold.visible, shrinkage, start=start, **settings)[0]
-                    for fold, start in zip(folds, rows)
-                ]
+                for k, fold in enumerate(folds):
+                    name = f"{shrinkage} on fold {k}"
+                    if (made := kept.get(name)) is not None:
+                        rows[k] = GaussianRows(*made)
+                        continue
+                    tried, *end = _estimate(z, fold.visible, shrinkage, rows[k], _TRIAL_TOL, _TRIAL_ITER, callback)
+                    if end[0] is Status.INTERRUPTED:
+                        raise TrialInterrupted(_gaussian_fit(tried, z, fold.visible, 0.0, None, dtype, *end))
+                    rows[k] = tried
+                    kept.put(name, [tried.mean, tried.covariance])
                 errors = held_out_errors(rows, z, folds)
-                say(f"gaussian, strength {shrinkage.strength:g}, by distance {by_distance}: {errors.mean():.4g}")
+                told = f"strength {shrinkage.strength:g}, by distance {by_distance}"
+                reports.say(f"gaussian, {told}: {errors.mean():.4g}")
                 if best is None or errors.mean() < best_errors.mean():
-                    best, best_errors = (shrinkage, rows), errors
+                    best, best_errors = (shrinkage, list(rows)), errors
                 if lowest is not None and errors.mean() > lowest:
                     break
                 lowest = errors.mean()
     return *best, best_errors
 
 
-def choose_neighbours(z, models, errors, folds, say, n_threads=None):
+def choose_neighbours(z, models, errors, folds, reports, n_threads=None):
     """Return (share, squared errors) of the best correction of each fold's model by the nearest rows; 0 for none.
 
     Parameters
     ----------
-    z, folds, say
+    z, folds, reports
         As for :func:`choose_gaussian`.
     models : list of GaussianRows
         One a fold.
@@ -234,7 +334,7 @@ def choose_neighbours(z, models, errors, folds, say, n_threads=None):
         for share in SHARES:
             corrected = [NeighbourRows.of(rows, z, fold.visible, share) for rows, fold in zip(models, folds)]
             others = held_out_errors(corrected, z, folds)
-            say(f"gaussian, corrected by {share:g} of the neighbours' errors: {others.mean():.4g}")
+            reports.say(f"gaussian, corrected by {share:g} of the neighbours' errors: {others.mean():.4g}")
             if clearly_better(others, best[1]):
                 best = share, others
     return best

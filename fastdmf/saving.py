@@ -6,6 +6,7 @@ taken apart and put together, so that loading a file runs no code of the file's.
 """
 
 import json
+import os
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 
@@ -32,9 +33,13 @@ from fastdmf.sensing import DMFSensing
 __all__ = ["load", "save"]
 
 _FORMAT, _VERSION = "fastdmf model", 1
+_SHOWN = 200  # characters of what a file or its error says
+_TWISTER = 624  # words of the Mersenne twister's state
 _ESTIMATORS = {cls.__name__: cls for cls in (DMFCompleter, DMFImputer, DMFQuadratic, DMFSensing)}
 # Where scikit-learn keeps what ``set_fit_request`` and its like were told; the methods that may have been.
 _REQUESTS = "_metadata_request"
+# What belongs to a fit and not to its result: where scikit-learn keeps an estimator's callbacks.
+_LEFT_OUT = {_REQUESTS, "_skl_callbacks"}
 _METHODS = ("fit", "partial_fit", "predict", "score", "transform")
 
 
@@ -45,7 +50,8 @@ def save(estimator, path):
     ----------
     estimator : DMFCompleter, DMFImputer, DMFQuadratic or DMFSensing
         With its parameters, its ids of rows and columns, and all that it needs to predict, to fold in and to learn on.
-        Ids that are ``numpy.str_`` come back as ``str``.
+        Ids that are ``numpy.str_`` come back as ``str``. Its checkpoint, which is of a fit and of this machine, and
+        scikit-learn's callbacks stay behind: ``checkpoint`` comes back as None.
     path : str or os.PathLike
         File to write, conventionally ``.npz``. A former one is replaced in one step, so that at any moment one whole
         file is there.
@@ -87,8 +93,8 @@ def save(estimator, path):
         known = ", ".join(_ESTIMATORS)
         raise TypeError(f"estimator must be one of {known}, got {name}: pickle or joblib keep others")
     check_is_fitted(estimator)
-    parameters = estimator.get_params(deep=False)
-    fitted = {key: value for key, value in vars(estimator).items() if key not in parameters and key != _REQUESTS}
+    parameters = estimator.get_params(deep=False) | {"checkpoint": None}
+    fitted = {key: value for key, value in vars(estimator).items() if key not in {*parameters, *_LEFT_OUT}}
     writer = _Writer()
     header = {
         "format": _FORMAT,
@@ -133,9 +139,10 @@ def load(path):
     try:
         return _estimator(header, _Reader(arrays))
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
         raise ValueError(
-            f"{path!s} was written by fastdmf {header.get('fastdmf')} and does not fit fastdmf {__version__}: load it "
-            f"with that version, or fit again ({type(error).__name__}: {error})"
+            f"{path!s} was written by fastdmf {_writer_of(header)} and does not fit fastdmf {__version__}: load it "
+            f"with that version, or fit again ({reason})"
         ) from error
 
 
@@ -145,6 +152,9 @@ def _read(path):
     with open_file(path) as file:
         try:
             archive = np.load(file, allow_pickle=False)
+            # What save writes is not packed: a small file does not fill the memory.
+            if sum(part.file_size for part in archive.zip.infolist()) > os.fstat(file.fileno()).st_size:
+                raise ValueError("packed")
             # Members are read only as far as they are asked for, so that another's archive costs nothing.
             parts = {name: archive[name] for name in ("header", "seal") if name in archive.files}
         except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for what bytes may be wrong
@@ -178,10 +188,15 @@ def _header(said, text, none):
         raise ValueError(f"{said} {none}: name the one that it wrote")
     if version > _VERSION:
         raise ValueError(
-            f"{said} was written by fastdmf {header.get('fastdmf')} in version {version} of the format, and fastdmf "
+            f"{said} was written by fastdmf {_writer_of(header)} in version {version} of the format, and fastdmf "
             f"{__version__} reads up to {_VERSION}: pip install -U fastdmf"
         )
     return header
+
+
+def _writer_of(header):
+    """Return the version of fastdmf that a header names."""
+    return str(header.get("fastdmf"))[:_SHOWN]
 
 
 def _estimator(header, reader):
@@ -192,11 +207,22 @@ def _estimator(header, reader):
     if hidden:
         raise ValueError(f"{cls.__name__} has {hidden} of its own")
     vars(estimator).update(fitted)
+    if cls is DMFCompleter:
+        _check_tables(estimator)
     if header["requests"]:
         with config_context(enable_metadata_routing=True):
             for method, requests in header["requests"].items():
                 getattr(estimator, f"set_{method}_request")(**requests)
     return estimator
+
+
+def _check_tables(completer):
+    """Refuse ids that lead to no row or column of the model: the kernels check no index."""
+    model = completer._model
+    members = model.members if isinstance(model, MeanModel) else [model]
+    shape = len(completer._rows), len(completer._columns)
+    if not members or any((len(member.rows), len(member.columns)) != shape for member in members):
+        raise ValueError(f"a model of another shape than its ids, {shape}")
 
 
 def _requests(estimator):
@@ -245,7 +271,9 @@ def _of_arguments(cls, apart):
 
 
 def _random_state(parts):
-    state = np.random.RandomState(0)
+    state, (_, words, place, *_) = np.random.RandomState(0), parts["state"]
+    if not 0 <= place <= _TWISTER or words.dtype != np.uint32:
+        raise ValueError(f"a RandomState of {words.dtype} at place {place}")  # numpy would read there
     state.set_state(parts["state"])
     return state
 
@@ -382,7 +410,7 @@ class _Reader:
     """Turns what a :class:`_Writer` made into the values again."""
 
     def __init__(self, arrays):
-        self.arrays, self._made = arrays, {}
+        self.arrays, self._made, self._size = arrays, {}, sum(array.size for array in arrays)
 
     def value(self, packed):
         """Return the value."""
@@ -426,7 +454,11 @@ class _Reader:
 
     def _object(self, inner):
         name, parts = inner
-        return _KIND_NAMED[name].together({key: self.value(part) for key, part in parts.items()})
+        parts = {key: self.value(part) for key, part in parts.items()}
+        # What is counted is also held, somewhere: a number alone does not fill the memory.
+        if isinstance(parts.get("n"), int) and parts["n"] > self._size:
+            raise ValueError(f"a {name} of {parts['n']}")
+        return _KIND_NAMED[name].together(parts)
 
 
 _VALUES = {

@@ -6,28 +6,30 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastdmf.checks import check_flag, float_for
 from fastdmf.engine import Status
+from fastdmf.fit_parts import Parts, whole
 from fastdmf.fitting import (
     check_settings,
     descend,
     draw_held_out,
-    effective_rank,
     explain,
+    matrix_attributes,
     report,
-    set_fitted,
     start_factors,
-    thin_svd,
     unit_scale,
 )
 from fastdmf.operators import GaussianDense, Operator, as_operator
+from fastdmf.progress import CallbackSupportMixin
 from fastdmf.recovery import largest_rank, recover
 
 __all__ = ["DMFSensing"]
 
+_LEAST = 1e-140  # root mean square of A's entries of which squares are normal numbers
 _FITTED = 1e-3  # mean square of the held-out residuals, relative to y, from which exact recovery is worth a try
 
 
-class DMFSensing(RegressorMixin, BaseEstimator):
+class DMFSensing(CallbackSupportMixin, RegressorMixin, BaseEstimator):
     """Recover a matrix W from measurements y_i = <A_i, W> by deep matrix factorization.
 
     A linear model without intercept whose coefficients form a matrix, fitted as W = W_N ... W_1 by descent from a
@@ -72,6 +74,11 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         Above 0, progress is logged at level INFO by the logger ``"fastdmf"``.
     warm_start : bool
         Start from the factors of the last fit.
+    checkpoint : path or Checkpoint, optional
+        File to which the state of the fit is written every minute, or as the :class:`fastdmf.Checkpoint` says. A fit
+        that was killed goes on from it when it is repeated, and ends with the same bits. Where recovery
+        follows a descent its file's name ends in ``.recovery``. Needs ``random_state``, and is for one fit: leave it
+        out in a cross-validation, and delete the files when done.
 
     Attributes
     ----------
@@ -99,6 +106,12 @@ class DMFSensing(RegressorMixin, BaseEstimator):
     See Also
     --------
     fastdmf.solve : The descent itself.
+
+    Notes
+    -----
+    Ctrl-C ends the solver between two steps: the estimator is fitted as far as it came, and a warning says so. Between
+    solvers, or pressed twice, it raises, and the estimator is what it was before ``fit``. Callbacks of scikit-learn
+    (from its version 1.9, ``set_callbacks``) see the fit at each of its records.
 
     References
     ----------
@@ -138,6 +151,7 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         random_state=None,
         verbose=0,
         warm_start=False,
+        checkpoint=None,
     ):
         self.shape = shape
         self.psd = psd
@@ -155,7 +169,9 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
 
+    @whole
     def fit(self, A, y):
         """Fit W to the measurements.
 
@@ -183,24 +199,30 @@ class DMFSensing(RegressorMixin, BaseEstimator):
             If the descent ends neither converged nor early stopped (nor stalled after the best held-out error).
         """
         check_settings(self, ("auto", "descent", "recovery"))
+        for name in ("psd", "warm_start"):
+            check_flag(name, getattr(self, name))
         if self.psd and self.solver == "recovery":
             raise ValueError("psd=True is fitted by descent: pass solver='auto' or 'descent', or psd=False")
+        parts = Parts(self, A, y, most=2 if self.solver == "auto" else 1)
         operator, y = self._read_fit(A, y)
         if self.psd and operator.shape[0] != operator.shape[1]:
             raise ValueError(f"psd=True needs a square matrix, got shape {operator.shape}")
 
         # In units in which a dense W has entries of root mean square 1, as if they had been observed themselves.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             entry = float(np.sqrt(np.sum(operator.squared_norms()) / operator.size))
         if not np.isfinite(entry):
             raise ValueError("A holds values too large to be squared: scale it down")
+        if 0 < entry < _LEAST:
+            raise ValueError("A holds values too small to be squared: scale it up")
         unit = unit_scale(y) / entry if entry > 0 else 0.0
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         if self.solver == "recovery":
-            return self._keep_recovery(self._recover(operator, y, seed))
+            return self._keep(self._recover(parts, "", operator, y, seed), "recovery", parts)
         solution = descend(
             self,
+            parts,
             operator,
             y / y.dtype.type(unit or 1.0),
             depth=self.depth,
@@ -210,13 +232,15 @@ class DMFSensing(RegressorMixin, BaseEstimator):
             init_scale=self.init_scale,
             seed=seed,
             symmetric=bool(self.psd),
+            fitted=lambda factors: self._attributes(factors, unit),
         )
         if self._may_be_exact(solution, operator.shape, y / (unit or 1.0)):
-            exact = self._recover(operator, y, seed, noise=False)
+            exact = self._recover(parts, ".recovery", operator, y, seed, noise=False)
             if exact.status is Status.EXACT:
-                return self._keep_recovery(exact)
-        set_fitted(self, solution, unit)
-        return self._keep(solution)
+                return self._keep(exact, "recovery", parts)
+            if exact.status is Status.INTERRUPTED:
+                solution.status = Status.INTERRUPTED
+        return self._keep(solution, "descent", parts, unit)
 
     def _may_be_exact(self, solution, shape, y):
         """Return whether the descent met held-out float64 measurements so closely that noise can hardly be all."""
@@ -228,30 +252,34 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         settled = solution.status.success or solution.status is Status.STALLED
         return settled and bool(np.nanmin(solution.history["validation"]) < _FITTED * np.mean(y**2))
 
-    def _recover(self, operator, y, seed, noise="auto"):
+    def _recover(self, parts, suffix, operator, y, seed, noise="auto"):
+        unit = unit_scale(y)  # of what it works on
+        told = parts.options("recovery", suffix, fitted=lambda factors: self._attributes(factors, unit))
         return recover(
             operator,
             y,
             noise=noise,
             validation=self.validation_fraction or 0.05,
             on_failure="ignore",
+            **told,
             device=self.device,
             n_threads=self.n_threads,
             random_state=seed,
         )
 
-    def _keep_recovery(self, solution):
-        self.factors_, self.depth_, self.solver_ = solution.factors, 2, "recovery"
-        report(self, solution, stacklevel=3)
-        return self._keep(solution)
-
-    def _keep(self, solution):
-        """Set what is derived from the factors."""
-        self.matrix_ = solution.matrix()
-        self.coef_ = self.matrix_.ravel()
-        _, self.singular_values_, self.components_ = thin_svd(*solution.halves())
-        self.effective_rank_ = effective_rank(self.singular_values_)
+    def _keep(self, solution, solver, parts, unit=1.0):
+        """Set the fitted attributes."""
+        parts.reports.close()
+        vars(self).update(self._attributes(solution.factors, unit))
+        self.solver_ = solver
+        report(self, solution)
+        parts.reports.end()
         return self
+
+    def _attributes(self, factors, unit):
+        """Return what follows from the factors, name -> value."""
+        values = matrix_attributes(factors, unit, symmetric=bool(self.psd))
+        return {**values, "coef_": values["matrix_"].ravel()}
 
     def predict(self, A):
         """Return <A_i, W> for every measurement.
@@ -290,19 +318,25 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         if isinstance(A, (Operator, LinearOperator)):
             if isinstance(A, Operator):
                 operator = A
-                if self.shape is not None and tuple(self.shape) != A.shape:
+                if self.shape is not None and self._matrix_shape(None) != A.shape:
                     raise ValueError(f"A measures matrices of shape {A.shape}, but shape={tuple(self.shape)}")
             else:
                 operator = as_operator(A, self._matrix_shape(A.shape[1]))
             with explain("y"):
                 y = validate_data(self, y=y, y_numeric=True)
             self.n_features_in_ = operator.shape[0] * operator.shape[1]
+            if operator.size == 0:
+                raise ValueError("A has no measurements: at least one is needed")
+            _check_numbers(y)
             if len(y) != operator.size:
                 raise ValueError(f"A has {operator.size} measurements, y has {len(y)}")
             return operator, np.asarray(y, operator.dtype or np.float64)
         A, shape = _flat(A, None if self.shape is None else self._matrix_shape(None))
         with explain("A and y"):
             A, y = validate_data(self, A, y, dtype=[np.float64, np.float32], order="C", y_numeric=True)
+        _check_numbers(y)
+        A = A.astype(float_for("A", A, A.dtype), copy=False)
+        A = A.astype(float_for("y", y, A.dtype), copy=False)
         if self.shape is not None or shape is None:
             shape = self._matrix_shape(A.shape[1])
         return GaussianDense(A, shape), np.asarray(y, A.dtype)
@@ -323,6 +357,12 @@ class DMFSensing(RegressorMixin, BaseEstimator):
         if n_features is not None and n1 * n2 != n_features:
             raise ValueError(f"A has {n_features} features, but shape={(n1, n2)} has {n1 * n2} entries")
         return n1, n2
+
+
+def _check_numbers(y):
+    """Refuse texts and dates, which scikit-learn lets through."""
+    if y.dtype.kind not in "biuf":
+        raise TypeError(f"y must hold real numbers, got dtype {y.dtype}: encode it as numbers")
 
 
 def _flat(A, shape):

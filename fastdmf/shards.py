@@ -38,6 +38,8 @@ _INDEX = "index.json"
 _SIDES = "rows", "columns"
 _SHARD_ENTRIES = 1 << 22  # 50 MB of indices, values and centred values at a time
 _FEWEST = 1 << 16  # entries that are dealt out at a time, where shards have fewer
+_MOST_PAD = 1 << 16
+_SHOWN = 200  # characters of others' errors
 _ADVICE = "write it again with write_shards(...)"
 
 
@@ -426,14 +428,13 @@ class EntryShards:
         self.folder = _path(folder)
         index = self._read_index()
         try:
-            self.shape, self.size, self.mean = tuple(index["shape"]), index["entries"], float(index["mean"])
-            self.dtype, self.weighted = np.dtype(index["dtype"]), index["weighted"]
-            self._cuts = [np.array(index["cuts"][name]) for name in _SIDES]
-            self._files, self._has_ids, self._pad = index["files"], index["ids"], index["pad"]
-            self._check_sizes()
-            self._pointers = [self._read_pointers(axis) for axis in (0, 1)]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"index of {str(self.folder)!r} is damaged ({error!r}): {_ADVICE}") from error
+            self._parse(index)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
+            raise ValueError(f"index of {str(self.folder)!r} is damaged ({reason}): {_ADVICE}") from error
+        self._check_sizes()
+        self._pointers = [self._read_pointers(axis) for axis in (0, 1)]
+        self._checked = set()
         self.digest = digest(index)
 
     def __repr__(self):
@@ -496,16 +497,42 @@ class EntryShards:
             index = json.loads(path.read_text(encoding="utf-8"))
             known = index["format"] == _FORMAT
             version = index["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"index of {str(self.folder)!r} is damaged or none of fastdmf's: {_ADVICE}") from error
         if not known:
             raise ValueError(f"index of {str(self.folder)!r} is none of fastdmf's: {_ADVICE}")
         if version != _VERSION:
             raise ValueError(
-                f"folder {str(self.folder)!r} has version {version} of the format, this release reads {_VERSION}: "
+                f"folder {str(self.folder)!r} has version {str(version)[:_SHOWN]} of the format, this release reads "
+                f"{_VERSION}: "
                 f"{_ADVICE}"
             )
         return index
+
+    def _parse(self, index):
+        """Set what the index says, once it can be so: kernels read where it leads."""
+        self.shape, self.size = check_shape(index["shape"]), check_count("entries", index["entries"])
+        self.mean, self.dtype, self.weighted = index["mean"], _check_dtype(index["dtype"]), index["weighted"]
+        self._has_ids = index["ids"]
+        self._pad = check_count("pad", index["pad"], get_backend().kernels.PAD)
+        if self._pad > _MOST_PAD:
+            raise ValueError(f"pad must be at most {_MOST_PAD}, got {self._pad}")
+        if not all(isinstance(flag, bool) for flag in (self.weighted, self._has_ids)):
+            raise TypeError("weighted and ids must be true or false")
+        if not isinstance(self.mean, float) or not np.isfinite(self.mean):
+            raise TypeError("mean must be a number")
+        self._cuts = [np.array(index["cuts"][name]) for name in _SIDES]
+        for cuts, n in zip(self._cuts, self.shape):
+            if cuts.ndim != 1 or cuts.dtype != np.int64 or cuts[0] != 0 or cuts[-1] != n or (np.diff(cuts) < 1).any():
+                raise ValueError("cuts do not divide the matrix")
+        self._files = {name: (int(size), int(checksum)) for name, (size, checksum) in index["files"].items()}
+        kinds = ["indices", "values", "weights"][: 3 if self.weighted else 2]
+        known = {f"{name}.pointers.npy" for name in _SIDES}
+        known |= {f"{name}.ids.json" for name in _SIDES if self._has_ids}
+        for name, cuts in zip(_SIDES, self._cuts):
+            known |= {f"{name}-{k:05d}.{kind}.npy" for k in range(len(cuts) - 1) for kind in kinds}
+        if self._files.keys() != known:
+            raise ValueError("files are not those of its runs")
 
     def _check_sizes(self):
         for name, (size, _) in self._files.items():
@@ -519,9 +546,9 @@ class EntryShards:
         name = f"{_SIDES[axis]}.pointers.npy"
         # Kernels read where these say.
         pointers = np.array(self._load(name))
-        cuts = self._cuts[axis]
         fits = pointers.shape == (self.shape[axis] + 1,) and pointers.dtype == np.int64
-        if not fits or zlib.crc32(pointers) != self._files[name][1] or cuts[-1] != self.shape[axis]:
+        fits = fits and pointers[0] == 0 and pointers[-1] == self.size and (np.diff(pointers) >= 0).all()
+        if not fits or zlib.crc32(pointers) != self._files[name][1]:
             raise ValueError(f"file {str(self.folder / name)!r} has changed since it was written: {_ADVICE}")
         return pointers
 
@@ -529,15 +556,22 @@ class EntryShards:
         name = _SIDES[axis]
         if not self._has_ids:
             return np.arange(self.shape[axis])
-        values = json.loads(self.folder.joinpath(f"{name}.ids.json").read_text(encoding="utf-8"))
-        return read_ids(name, values)
+        path = self.folder / f"{name}.ids.json"
+        try:
+            ids = read_ids(name, json.loads(path.read_text(encoding="utf-8")))
+            if ids.shape != (self.shape[axis],):
+                raise ValueError(f"{ids.shape} ids")
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"file {str(path)!r} has changed since it was written: {_ADVICE}") from error
+        return ids
 
     def _load(self, name):
         """Return a file's array, mapped; private pages keep it writable for NumPy, which is one type for kernels."""
         try:
             return np.asarray(np.load(self.folder / name, mmap_mode="c", allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"file {str(self.folder / name)!r} cannot be read ({error}): {_ADVICE}") from error
+        except Exception as error:  # numpy has a dozen kinds for what bytes may be wrong
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
+            raise ValueError(f"file {str(self.folder / name)!r} cannot be read ({reason}): {_ADVICE}") from error
 
     def _block(self, axis, k):
         """Return indices, values and perhaps weights of one run, mapped and padded."""
@@ -546,10 +580,19 @@ class EntryShards:
         count = int(pointers[end] - pointers[begin]) + self._pad
         kinds = ["indices", "values", "weights"][: 3 if self.weighted else 2]
         arrays = [self._load(f"{_SIDES[axis]}-{k:05d}.{kind}.npy") for kind in kinds]
-        for kind, array in zip(kinds, arrays):
-            if array.shape != (count,) or array.dtype.kind != ("i" if kind == "indices" else "f"):
+        types = [(np.int32, np.int64), (self.dtype,), (self.dtype,)]
+        for kind, array, allowed in zip(kinds, arrays, types):
+            right = array.shape == (count,) and array.dtype in allowed
+            # Once: kernels read where the indices lead, and one NaN would be everywhere.
+            if right and (axis, k) not in self._checked:
+                right = self._leads_inside(axis, array) if kind == "indices" else bool(np.isfinite(array).all())
+            if not right:
                 raise ValueError(f"{kind} of run {k} of {_SIDES[axis]} in {str(self.folder)!r} are damaged: {_ADVICE}")
+        self._checked.add((axis, k))
         return arrays
+
+    def _leads_inside(self, axis, indices):
+        return bool(0 <= indices.min() and indices.max() < self.shape[1 - axis])
 
 
 class ShardSide:

@@ -9,6 +9,7 @@ import gzip
 import io
 import os
 import re
+from collections.abc import Collection
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,11 +23,14 @@ from fastdmf.ids import read_ids
 
 __all__ = ["Table", "TableError", "read_entries", "read_table", "write_entries", "write_table"]
 
+_SHOWN = 200  # characters of others' errors, which may quote what they found
 _BATCH = 1 << 20  # rows of parquet read, and of any file written, at a time
 # What pandas, R and spreadsheets write where there is nothing.
 _MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-nan", "null", "NULL", "None")
 # What scipy pads with zeros that nobody observed.
 _PADDED = ("bsr", "dia")
+# Where its other formats have their indices; what it reserves for COO is one array of both.
+_INDICES = {"csr": ("indices", "indptr"), "csc": ("indices", "indptr"), "coo": ("row", "col")}
 # An integer as Python writes it: two spellings of one number would be two ids, or one id would have lost its zeros.
 _PLAIN_INTEGER = r"^(0|-?[1-9][0-9]*)$"
 
@@ -218,7 +222,7 @@ def write_entries(path, rows, columns, values=None, *, std=None, names=("row", "
     _write_sparse(path, kind, *ids.values(), numbers[names[2]])
 
 
-def write_table(path, values, columns=None, rows=None):
+def write_table(path, values, columns=None, rows=None, *, row_name=""):
     """Write a table to a file, from which :func:`read_table` returns it.
 
     Parameters
@@ -231,7 +235,9 @@ def write_table(path, values, columns=None, rows=None):
     columns : sequence of str, optional
         Names of the columns. Without them text has no header, and parquet has x0, x1, ...
     rows : array-like of shape (n,), optional
-        Integers or strings, written as a first column without a name.
+        Integers or strings, written as a first column.
+    row_name : str
+        Its name, by default none.
 
     Raises
     ------
@@ -255,11 +261,12 @@ def write_table(path, values, columns=None, rows=None):
         with whole_file(path) as file:
             np.save(file, values)
         return
-    data = {} if rows is None else {"": _writable_ids("rows", rows)}
-    if rows is not None and len(data[""]) != len(values):
-        raise TableError(f"rows must hold {len(values)} ids, got {len(data[''])}")
-    if "" in data and names is not None and "" in names:
-        raise TableError("columns must not hold an empty name beside rows, which are written as the column without one")
+    data = {} if rows is None else {row_name: _writable_ids("rows", rows)}
+    if rows is not None and len(data[row_name]) != len(values):
+        raise TableError(f"rows must hold {len(values)} ids, got {len(data[row_name])}")
+    if rows is not None and names is not None and row_name in names:
+        name = f"the name {row_name!r}" if row_name else "an empty name"
+        raise TableError(f"columns must not hold {name} beside rows, whose column is called so")
     data |= dict(zip(names or [f"x{k}" for k in range(values.shape[1])], values.T))
     _write_columns(path, kind, data, header=names is not None)
 
@@ -438,7 +445,10 @@ def _joined(chunks):
 
 
 def _table_of_text(text, rows, missing):
-    missing = (*_MISSING, *([missing] if isinstance(missing, str) else missing))
+    texts = [missing] if isinstance(missing, str) else missing
+    if not isinstance(texts, Collection) or not all(isinstance(mark, str) for mark in texts):
+        raise TableError(f"missing must be texts that mark a hole, got {missing!r}")
+    missing = (*_MISSING, *texts)
     number = lambda cell: cell.strip() in missing or text.is_number(cell)  # noqa: E731
     named = isinstance(rows, str) and rows != "auto"
     if named and text.told is not True and text.told != "auto":
@@ -496,7 +506,7 @@ def _parquet(path):
         with open_file(path) as file, pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
             yield parquet
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split())[:_SHOWN]
         raise TableError(f"{path!s} is damaged, or no parquet file ({said}): copy it again") from None
 
 
@@ -551,7 +561,11 @@ def _table_of_parquet(path, rows):
             _refuse_infinite(path, block, sum(map(len, values)), [names[k] for k in floats])
             values.append(block)
             if at is not None:
-                ids.append(_parquet_ids(path, f"column {names[at]!r}", batch.column(at)))
+                data, where = batch.column(at), f"column {names[at]!r}"
+                if data.null_count:
+                    row = sum(map(len, values[:-1])) + first_null(data)
+                    raise TableError(f"{path!s}, row {row} (from 0), {where}: the row id is missing")
+                ids.append(_parquet_ids(path, where, data))
     if not floats or not sum(map(len, values)):
         raise TableError(f"{path!s} holds no numbers: it has the columns {names} and {sum(map(len, values))} rows")
     if ids:
@@ -599,9 +613,11 @@ def _read_matrix(path, kind):
     try:
         if kind == "mtx":
             with _market(path) as text:
-                shape = scipy_io.mminfo(text)[:2]
-            if 0 in shape:  # scipy 1.17 divides by it
-                raise TableError(f"{path!s} holds an empty matrix, of shape {shape}")
+                n, p, _, form, _, symmetry = scipy_io.mminfo(text)
+            if 0 in (n, p):  # scipy 1.17 divides by it
+                raise TableError(f"{path!s} holds an empty matrix, of shape {(n, p)}")
+            if symmetry != "general":
+                _check_symmetric(path, n, p, form, symmetry)
             with _market(path) as text:
                 matrix = scipy_io.mmread(text)
         else:
@@ -611,12 +627,24 @@ def _read_matrix(path, kind):
         raise
     except Exception as error:  # zipfile, zlib, numpy and scipy have a dozen kinds for what bytes may be wrong
         said = " ".join(str(error).split()) or type(error).__name__
-        raise TableError(f"{path!s} cannot be read as a matrix: {said}") from None
+        raise TableError(f"{path!s} cannot be read as a matrix: {said[:_SHOWN]}") from None
     if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
         raise TableError(f"{path!s} holds {matrix.dtype} of shape {matrix.shape}: a matrix of real numbers is needed")
     if 0 in matrix.shape:
         raise TableError(f"{path!s} holds an empty matrix, of shape {matrix.shape}")
     return matrix
+
+
+def _check_symmetric(path, n, p, form, symmetry):
+    """Refuse what is not square or not whole: scipy 1.17 writes beside the matrix, or fills it up with zeros."""
+    if n != p:
+        raise TableError(f"{path!s} holds a {symmetry} matrix of shape {(n, p)}: it must be square")
+    if form == "array":
+        with _market(path) as text:
+            found = sum(1 for line in text if line.strip() and not line.startswith(b"%")) - 1
+        needed = n * (n - 1) // 2 if symmetry == "skew-symmetric" else n * (n + 1) // 2
+        if found != needed:
+            raise TableError(f"{path!s} has {found} values, a {symmetry} matrix of {n} rows and columns has {needed}")
 
 
 @contextmanager
@@ -650,22 +678,36 @@ class _Ended(io.RawIOBase):
 
 
 def _read_npz(path, file):
+    """Return the matrix of ``scipy.sparse.save_npz``, whose own reader trusts the indices that it finds."""
     with np.load(file, allow_pickle=False) as archive:
         members = set(archive.files)
-    if {"header", "seal"} <= members:
-        raise TableError(f"{path!s} is a model: fastdmf.load reads it")
-    if not {"format", "shape", "data"} <= members:
-        raise TableError(
-            f"{path!s} is a zip archive, but no sparse matrix of scipy.sparse.save_npz (a spreadsheet?): save it as "
-            "CSV, parquet or .npy"
-        )
-    file.seek(0)
-    matrix = sparse.load_npz(file)
-    if matrix.format in _PADDED:
-        raise TableError(
-            f"{path!s} is sparse in {matrix.format.upper()} format, which stores zeros of its own: save .tocsr()"
-        )
-    return matrix
+        if {"header", "seal"} <= members:
+            raise TableError(f"{path!s} is a model: fastdmf.load reads it")
+        if not {"format", "shape", "data"} <= members:
+            raise TableError(
+                f"{path!s} is a zip archive, but no sparse matrix of scipy.sparse.save_npz (a spreadsheet?): save it "
+                "as CSV, parquet or .npy"
+            )
+        form = archive["format"].item()
+        form = form.decode() if isinstance(form, bytes) else form
+        if form in _PADDED:
+            raise TableError(
+                f"{path!s} is sparse in {form.upper()} format, which stores zeros of its own: save .tocsr()"
+            )
+        names = "coords" if form == "coo" and "coords" in members else _INDICES[form]
+        data, shape = archive["data"], archive["shape"]
+        indices = archive[names] if isinstance(names, str) else [archive[name] for name in names]
+    if any(part.dtype.kind not in "iu" for part in (shape, *indices)):
+        raise ValueError("its indices are no integers")
+    if form == "coo":
+        return sparse.coo_array((data, tuple(indices)), tuple(shape.tolist()))
+    indptr = indices[1]
+    if indptr.ndim != 1 or (indptr[1:] < indptr[:-1]).any():  # scipy's check leaves these out where it finds no entry
+        raise ValueError("its pointers decrease")
+    make = sparse.csr_array if form == "csr" else sparse.csc_array
+    matrix = make((data, *indices), tuple(shape.tolist()))
+    matrix.check_format(full_check=True)
+    return matrix.tocoo()
 
 
 def _entries_of_matrix(path, matrix):

@@ -32,19 +32,24 @@ LAYERS = [
     {"noisy_fit", "sweep_table"},
     {"sweeps"},
     {"recovery"},
+    {"progress"},
+    {"fit_parts"},
     {"fitting"},
     {"entry_kfold"},
     {"row_fits"},
     {"imputer", "sensing", "completer", "quadratic"},
     {"display"},
-    {"demo", "saving", "warmup"},
+    {"demo", "saving", "warmup", "command_files"},
+    {"command_config", "command_fit", "command_host"},
+    {"command_shards"},
+    {"command_entries", "command_table"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # The loop drives any solver, so it knows none, although it stands above their parts.
 FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract", "masks", "operators", "losses"}}
 MAY_IMPORT = {
-    "sklearn": {"fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "saving", "demo"},
+    "sklearn": {"progress", "fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "saving", "demo"},
     "cupy": {"arrays", "cuda"},
     "matplotlib": {"demo", "display"},
     "pyarrow": {"column_text"},

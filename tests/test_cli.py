@@ -1,5 +1,6 @@
 """The ``fastdmf`` command: usage, exit codes, and the demonstration on a corner of its grid."""
 
+import contextlib
 import logging
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib import util
 from pathlib import Path
 
@@ -65,7 +67,16 @@ def test_wrong_usage(capsys, argv, message):
 
 def test_version_and_help(capsys):
     """Both answer on stdout with code 0."""
-    for argv, text in ([["--version"], __version__], [["--help"], "demo"], [["demo", "--help"], "--hide F"]):
+    for argv, text in (
+        [["--version"], __version__],
+        [["--help"], "demo"],
+        [["--help"], "exit codes:"],
+        [["demo", "--help"], "--hide F"],
+        [["complete", "--help"], "fastdmf complete ratings.csv --out filled.parquet"],
+        [["predict", "--help"], "fastdmf predict model.npz pairs.csv --out predictions.csv"],
+        [["impute", "--help"], "fastdmf impute table.csv --out filled.csv"],
+        [["shard", "--help"], "fastdmf shard part-*.csv.gz --out ratings.shards"],
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main(argv)
         assert stop.value.code == 0
@@ -77,6 +88,27 @@ def test_help_is_light():
     code = "import sys; from fastdmf.cli import _parser; _parser(); print('numpy' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_help_is_quick():
+    """It answers in less than 0.3 s; the best of three shrugs off a busy machine."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fastdmf.cli", "complete", "--help"], env=env, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("command", ["complete", "predict", "impute", "shard", "demo", "warmup", "info"])
+def test_every_option_is_explained(command):
+    """Each has a text, and none has a default that its text hides."""
+    commands = next(action for action in cli._parser()._actions if action.dest == "command").choices
+    for action in commands[command]._actions:
+        assert action.help, action
+        shown = action.default in (None, False, (), Path("-")) or "default" in action.help
+        assert shown or action.dest in ("help", "biases", "solver", "keep_empty"), action
 
 
 def test_info(capsys):
@@ -98,7 +130,7 @@ def test_unwritable_picture_is_said_first(capsys, tmp_path, monkeypatch, place):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "cannot write the picture" in captured.err
+    assert f"cannot write {tmp_path / place}: " in captured.err
     assert "--out" in captured.err
 
 
@@ -236,3 +268,210 @@ def test_a_warmed_up_job_compiles_nothing(job):
         with compile_clock() as clock:
             JOBS[job](np.float64)
     assert clock.compile_seconds < 0.05
+
+
+# --- options from a file ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(monkeypatch, tmp_path):
+    """Return a function that runs a command with a text as its file of options, and returns what it was told."""
+    told = []
+    for name in ("_complete", "_impute", "_shard"):
+        monkeypatch.setattr(cli, name, lambda args: told.append(args) or 0)
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, text, *argv):
+        Path("run.toml").write_text(text, encoding="utf-8")
+        assert cli.main([*command.split(), "--config", "run.toml", *argv]) == 0
+        return told[-1]
+
+    return run
+
+
+CONFIG = """\
+# what I always ask for
+depth = 3
+width = [4, 5]
+min-value = 1
+max_value = "free"
+tol = 1e-3
+solver = "descent"
+biases = false
+implicit-features = true
+columns = ["user", "item, the", 2]
+separator = "\\t"
+out = "filled.csv"
+seed = 12
+quiet = true
+"""
+
+
+def test_config(options):
+    """Keys are names of options; values are what the command line would make of their text."""
+    args = options("complete r.csv", CONFIG)
+    assert vars(args) | {
+        "depth": 3,
+        "width": (4, 5),
+        "min_value": 1.0,
+        "max_value": np.inf,
+        "tol": 1e-3,
+        "solver": "descent",
+        "biases": False,
+        "implicit_features": True,
+        "columns": ("user", "item, the", 2),
+        "separator": "\t",
+        "out": Path("filled.csv"),
+        "seed": 12,
+        "quiet": True,
+        "entries": Path("r.csv"),
+        "max_iter": None,
+        "n_init": 1,
+        "header": "auto",
+        "command": "complete",
+    } == vars(args)
+
+
+def test_the_command_line_wins(options):
+    """Also where it gives an option its default."""
+    args = options("complete r.csv", CONFIG, "--depth", "5", "--biases", "--seed", "0", "--solver=auto")
+    assert (args.depth, args.biases, args.seed, args.solver, args.width) == (5, True, 0, "auto", (4, 5))
+    assert options("impute t.csv", "missing = [-999, '?']\nrows = 3").missing == ("-999", "?")
+    assert options("shard a.csv b.csv", "positions = true\nout = 's'").entries == [Path("a.csv"), Path("b.csv")]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("dept = 3", 2, "fastdmf complete has no option 'dept': did you mean depth?"),
+        ("maxiter = 3", 2, "no option 'maxiter': did you mean max-iter?"),
+        ("xyz = 3", 2, "no option 'xyz': fastdmf complete --help lists them"),
+        ("entries = 'r.csv'", 2, "no option 'entries'"),
+        ("config = 'r.toml'", 2, "no option 'config'"),
+        ("[complete]\ndepth = 3", 2, "no option 'complete'"),
+        ("depth = 'three'", 2, "run.toml, depth = 'three': an integer from 1 is needed, got 'three'"),
+        ("depth = 2.5", 2, "depth = 2.5: an integer from 1 is needed"),
+        ("depth = true", 2, "depth = True: a text or a number is needed"),
+        ("tol = {a = 1}", 2, "a text or a number is needed"),
+        ("solver = 'magic'", 2, "solver = 'magic': one of auto, variational, descent, recovery is needed"),
+        ("biases = 'no'", 2, "biases = 'no': true or false is needed"),
+        ("quiet = 1", 2, "quiet = 1: true or false is needed"),
+        ("columns = []", 2, "a text or a number is needed"),
+        ("depth = ", 2, "run.toml is no TOML file: Invalid value (at "),
+        ("depth = 3\ndepth = 4", 2, "run.toml is no TOML file: Cannot overwrite a value"),
+        ("\xff", 2, "run.toml is no TOML file"),
+        (None, 1, "cannot read run.toml: No such file or directory; --config names a TOML file"),
+    ],
+)
+def test_wrong_config(tmp_path, monkeypatch, capsys, text, code, message):
+    """A key or a value is named, with what it should be."""
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("run.toml").write_bytes(text.encode("latin-1"))
+    assert cli.main(["complete", "r.csv", "--out", "o.csv", "--config", "run.toml"]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+# --- how it ends -----------------------------------------------------------------------------------------------------
+
+
+def ending(monkeypatch, capsys, error, *argv):
+    """Return (code, stderr) of a command in which something is raised."""
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_complete", fail)
+    code = cli.main(["complete", "r.csv", *argv])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return code, captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MemoryError(), 1, "fastdmf: error: out of memory: take fewer entries or cells at a time\n"),
+        (MemoryError("Unable to allocate 3 TiB"), 1, "fastdmf: error: out of memory (Unable to allocate 3 TiB): take"),
+        (OSError(28, "No space left on device", "o.csv"), 1, "fastdmf: error: o.csv: No space left on device\n"),
+        (OSError("cannot write 'o.csv': full"), 1, "fastdmf: error: cannot write 'o.csv': full\n"),
+        (ValueError("two\nlines"), 1, "fastdmf: error: two lines\n"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), 1, "fastdmf: error: 'utf-8' codec can't decode byte 0xff"),
+        (ZeroDivisionError("float"), 1, "fastdmf: error: float (--debug shows the traceback)\n"),
+        (RuntimeError(), 1, "fastdmf: error: RuntimeError (--debug shows the traceback)\n"),
+        (cli.UsageError("so not"), 2, "fastdmf complete: error: so not (fastdmf complete --help)\n"),
+        (KeyboardInterrupt(), 130, "\nfastdmf: interrupted\n"),
+    ],
+)
+def test_no_traceback(monkeypatch, capsys, error, code, said):
+    """Whatever happens is one line on stderr and a code; ``--debug`` lets it through."""
+    got, err = ending(monkeypatch, capsys, error)
+    assert got == code
+    assert err.startswith(said)
+    assert "Traceback" not in err
+    if not isinstance(error, cli.UsageError):
+        with pytest.raises(type(error)):
+            ending(monkeypatch, capsys, error, "--debug")
+
+
+def test_what_ctrl_c_strikes_may_fail(monkeypatch, capsys):
+    """An error on the way out is no other error."""
+    error = RuntimeError("half compiled")
+    error.__context__ = ValueError("half read")
+    error.__context__.__context__ = KeyboardInterrupt()
+    assert ending(monkeypatch, capsys, error) == (130, "\nfastdmf: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("choose duplicates='sum', 'mean' or 'last'", "choose --duplicates sum, mean or last"),
+        ("pass header=True if", "pass --header yes if"),
+        ("which header=False says", "which --header no says"),
+        ("pass encoding='latin-1', or", "pass --encoding latin-1, or"),
+        ("name the separator=", "name the --separator"),
+        ("biases=False is better, max_iter=3", "--no-biases is better, --max-iter 3"),
+        ("n_init must be an integer", "--n-init must be an integer"),
+        ("min_value must be below max_value", "--min-value must be below --max-value"),
+        ("tol must be a number: raise max_iter", "--tol must be a number: raise --max-iter"),
+        ("Use device='cpu'", "Use --device cpu"),
+        ("random_state=0 and n_threads=2", "--seed 0 and --threads 2"),
+        ("write_shards(...) makes them", "'fastdmf shard' makes them"),
+        ("rule='auto' is no option", "rule='auto' is no option"),
+        ("the file a=b.csv", "the file a=b.csv"),
+    ],
+)
+def test_errors_speak_of_options(monkeypatch, capsys, text, said):
+    """What the library says of its arguments is said of the options."""
+    assert ending(monkeypatch, capsys, ValueError(text)) == (1, f"fastdmf: error: {said}\n")
+
+
+def test_warnings_come_once_and_in_one_line(monkeypatch, capsys):
+    """Those of other packages for their own developers do not come."""
+
+    def warn(args):
+        for _ in range(2):
+            warnings.warn("DMFCompleter: MAX_ITER: raise max_iter=\nor so", UserWarning, stacklevel=1)
+        warnings.warn("a number overflows", RuntimeWarning, stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_complete", warn)
+    assert cli.main(["complete", "r.csv"]) == 0
+    expected = "fastdmf: warning: MAX_ITER: raise --max-iter or so\nfastdmf: warning: a number overflows\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_stderr_is_closed(monkeypatch):
+    """Nobody to complain to is no reason for a traceback."""
+    monkeypatch.setattr(cli, "_complete", lambda args: 1 / 0)
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = os.fdopen(writing, "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed)
+        assert cli.main(["complete", "r.csv"]) == 1
+    with contextlib.suppress(BrokenPipeError):
+        closed.close()

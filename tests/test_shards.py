@@ -441,7 +441,7 @@ DAMAGE = {
     "foreign": (lambda f: change_index(f, format="parquet"), "is none of fastdmf's"),
     "later": (lambda f: change_index(f, version=2), "has version 2 of the format, this release reads 1"),
     "no shape": (lambda f: change_index(f, shape=None), "index .* is damaged"),
-    "other shape": (lambda f: change_index(f, shape=[90, 71]), "columns.pointers.npy' has changed"),
+    "other shape": (lambda f: change_index(f, shape=[90, 71]), "index .* is damaged .*cuts do not divide the matrix"),
     "lost": (lambda f: (f / "rows-00001.values.npy").unlink(), "lacks its file 'rows-00001.values.npy'"),
     "cut short": (lambda f: cut(f / "columns-00000.indices.npy"), "columns-00000.indices.npy' has .* bytes instead"),
     "pointers": (lambda f: flip(f / "rows.pointers.npy"), "rows.pointers.npy' has changed since it was written"),

@@ -389,13 +389,13 @@ FAULTS = [
         {"row": "u", "header": False},
         "columns are named, which header=False says there are no names",
     ),
-    (E, "1,2,3\n", {"separator": "::"}, "separator must be one character, got '::': of lines like 1::2::3"),
-    (E, "1,2,3\n", {"separator": ""}, "separator must be one character, got ''"),
-    (E, "1,2,3\n", {"separator": '"'}, "separator must be one character"),
+    (E, "1,2,3\n", {"separator": "::"}, "separator must be one ASCII character, got '::': of lines like 1::2::3"),
+    (E, "1,2,3\n", {"separator": ""}, "separator must be one ASCII character, got ''"),
+    (E, "1,2,3\n", {"separator": '"'}, "separator must be one ASCII character"),
     (E, "1,2,3\n", {"header": 2}, "header must be True, False or 'auto', got 2"),
     (E, "1,2,3\n", {"header": "yes"}, "header must be True, False or 'auto', got 'yes'"),
     (E, "1,2,3\n", {"decimal": ";"}, "decimal must be '.' or ',', got ';'"),
-    (E, "1,2,3\n", {"encoding": "latin-99"}, "encoding must be one that Python knows, got 'latin-99'"),
+    (E, "1,2,3\n", {"encoding": "latin-99"}, "encoding must be one of text that Python knows, got 'latin-99'"),
     (E, b"u,i,v\n1,2,3\nJos\xe9,2,3\n", {}, "r.csv, line 3: byte 0xe9 is not UTF-8: pass encoding='latin-1', or what"),
     (E, b"gr\xf6\xdfe,i,v\n1,2,3\n", {"row": "x"}, "r.csv, line 1: byte 0xf6 is not UTF-8"),
     (E, "u,i,v\nä,2,3\n", {"encoding": "ascii"}, "r.csv is not ascii: pass the encoding= that it was written in"),
@@ -760,7 +760,6 @@ def test_mutated_text_is_read_or_refused(tmp_path_factory, seed, changes, reader
 
 def binaries(folder):
     """Return the bytes of a file of every binary format."""
-    rng = np.random.default_rng(0)
     matrix = sparse.random(9, 8, density=0.3, random_state=0)
     sparse.save_npz(folder / "m.npz", matrix)
     np.save(folder / "m.npy", np.where(matrix.toarray() == 0, np.nan, matrix.toarray()))
