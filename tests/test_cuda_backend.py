@@ -1,5 +1,6 @@
 """The solvers on a double of cupy: the same engine, the CUDA kernels emulated, beside the CPU's runs."""
 
+import gc
 import importlib
 import json
 import sys
@@ -349,6 +350,21 @@ def test_a_step_that_leaves_its_arrays_is_seen(double):
         settings = {"rule": rule, "max_iter": 6, "check_every": 1, "on_failure": "ignore", "device": "cuda"}
         histories.append(fastdmf.solve(operator, y, random_state=0, **settings).history["step_size"])
     assert not np.array_equal(*histories)
+
+
+@pytest.mark.parametrize("rule", ["auto", "adam", "gd"])
+def test_fits_leave_nothing_behind(double, rule):
+    """After fits of every kind as many arrays of the device are alive as after the first."""
+    operator, y = problem("sparse", np.random.default_rng(13))
+    alive = []
+    for k in range(5):
+        settings = {"rule": RULES[rule], "max_iter": 12, "device": "cuda", "on_failure": "ignore", "width": 4}
+        fastdmf.solve(operator, y, random_state=k, **settings)
+        fastdmf.solve(operator, np.stack([y, 0.5 * y]), random_state=k, **settings)
+        gc.collect()
+        alive.append(sum(isinstance(thing, double.ndarray) for thing in gc.get_objects()))
+    # What the table of kernels keeps for all fits: Adam's tickets.
+    assert alive[0] <= 2 and set(alive) == {alive[0]}
 
 
 # --- sweeps ------------------------------------------------------------------------------------------------------

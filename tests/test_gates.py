@@ -58,7 +58,7 @@ def test_few_calls_a_step(monkeypatch, backend):
     """Compiled calls a step of small chains: what Python costs there is their number."""
     _, op, y = completion(0, n=60, rank=2, count=900)
     counts = {}
-    names = [name for name in cpu.__dict__ if name.split("_")[0] in ("chain", "slices", "lbfgs", "entry", "dense")]
+    names = [name for name in cpu.__dict__ if name.split("_")[0] in ("chain", "slices", "lbfgs", "entry", "dense", "update")]
     for name in names:
         original = getattr(cpu, name)
         if callable(original):
@@ -83,8 +83,8 @@ def test_few_calls_a_step(monkeypatch, backend):
         return dict(counts)
 
     evaluation = {"chain_runs": 1}
-    assert calls(GradientDescent(lr=1e-3)) == {**evaluation, "slices_move": 1}
-    assert calls(GroupRMSprop()) == {**evaluation, "slices_move": 1, "slices_dot": 1}
+    assert calls(GradientDescent(lr=1e-3)) == {**evaluation, "update_gd": 1}
+    assert calls(GroupRMSprop()) == {**evaluation, "update_gd": 1, "slices_dot": 1, "update_group_rmsprop": 1}
     assert calls(Auto()) == {**evaluation, "slices_move": 1, "chain_power": 1}
     assert calls(Auto(), fast=True) == {**evaluation, "lbfgs_try": 1, "lbfgs_judge": 1}
 

@@ -1,5 +1,6 @@
 """What a fit tells while it runs: forecasts, lines of the log, a terminal's line, scikit-learn's callbacks."""
 
+import doctest
 import io
 import logging
 import math
@@ -267,6 +268,11 @@ def test_a_stream_that_fails_does_not_end_the_fit(clock):
     with StreamProgress(out, every=0.0):
         out.close()
         run_for(clock, 2).end()
+
+
+def test_example():
+    results = doctest.testmod(progress)
+    assert results.attempted == 5 and results.failed == 0
 
 
 def test_default_stream_and_bad_arguments(clock, monkeypatch):
