@@ -47,7 +47,9 @@ def check_real(name, array, ndims):
         raise ValueError(f"{name} must have {wanted} dimensions, got shape {array.shape}")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
-    if not np.isfinite(array.sum()) and not np.isfinite(array).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum()  # one pass; large numbers may overflow in it
+    if not np.isfinite(total) and not np.isfinite(array).all():
         raise ValueError(f"{name} contains NaN or infinite values")
     return xp.ascontiguousarray(array)
 

@@ -760,7 +760,7 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
 def _far_unit(values):
     """Return 1, or a power of two for values so far from 1 that squares of squared errors leave the range of floats."""
     size = unit_scale(values)
-    return 1.0 if size == 0 or _NEAR <= size <= 1 / _NEAR else 2.0 ** round(np.log2(size))
+    return 1.0 if size == 0 or _NEAR <= size <= 1 / _NEAR else 2.0 ** min(round(np.log2(size)), 1023)
 
 
 def _rows_of_factors(factors, told, z, rows, cols):

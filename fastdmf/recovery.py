@@ -390,7 +390,8 @@ def recover(
 
     with compile_clock(backend) as clock, thread_limits(n_threads), backend.session():
         # The mean of the squares is 1 from here on, so that no constant depends on the unit of y.
-        scale = float(np.sqrt(np.mean(y**2)))
+        power = np.ldexp(1.0, np.frexp(np.abs(y).max())[1] - 1)  # exact, and squares stay in range
+        scale = float(power * np.sqrt(np.mean((y / power) ** 2)))
         data = Measurements(operator, y / scale, weights, backend)
         phases = {"auto": (_SCHEDULES[0], None, *_SCHEDULES[1:]), True: (None,), False: _SCHEDULES}[noise]
         if effort == "high" and noise is not True:

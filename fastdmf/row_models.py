@@ -130,7 +130,9 @@ class LowRankRows:
         holed = np.flatnonzero(~seen.all(axis=1))
         for start, gram, right in self.systems(z, seen, holed):
             rows = holed[start : start + len(gram)]
-            system = gram + self.noise * np.eye(gram.shape[1])
+            # Noise that vanishes leaves dependent loadings singular: no less than rounding.
+            least = np.finfo(gram.dtype).eps * np.trace(gram, axis1=1, axis2=2)
+            system = gram + np.maximum(self.noise, least)[:, None, None] * np.eye(gram.shape[1])
             coefficients = np.linalg.solve(system, right)[:, :, 0]
             filled = self.mean + (coefficients[:, None, :] @ self.loadings.T)[:, 0]
             out[rows] = np.where(seen[rows], out[rows], filled)

@@ -6,6 +6,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fastdmf.arrays import as_host
 from fastdmf.checks import check_flag, float_for
 from fastdmf.engine import Status
 from fastdmf.fit_parts import Parts, whole
@@ -330,11 +331,15 @@ class DMFSensing(CallbackSupportMixin, RegressorMixin, BaseEstimator):
             _check_numbers(y)
             if len(y) != operator.size:
                 raise ValueError(f"A has {operator.size} measurements, y has {len(y)}")
-            return operator, np.asarray(y, operator.dtype or np.float64)
+            for name in ("a", "b"):
+                if hasattr(operator, name):
+                    _check_size(as_host(getattr(operator, name)))
+            return operator, np.asarray(y, float_for("y", y, operator.dtype or np.float64))
         A, shape = _flat(A, None if self.shape is None else self._matrix_shape(None))
         with explain("A and y"):
             A, y = validate_data(self, A, y, dtype=[np.float64, np.float32], order="C", y_numeric=True)
         _check_numbers(y)
+        _check_size(A)
         A = A.astype(float_for("A", A, A.dtype), copy=False)
         A = A.astype(float_for("y", y, A.dtype), copy=False)
         if self.shape is not None or shape is None:
@@ -363,6 +368,14 @@ def _check_numbers(y):
     """Refuse texts and dates, which scikit-learn lets through."""
     if y.dtype.kind not in "biuf":
         raise TypeError(f"y must hold real numbers, got dtype {y.dtype}: encode it as numbers")
+
+
+def _check_size(a):
+    """Refuse measurement matrices whose squares are not numbers of float64."""
+    float_for("A", a, np.dtype(np.float64))
+    largest = float(np.abs(a).max(initial=0))
+    if 0 < largest < _LEAST:
+        raise ValueError(f"A holds values too small to be squared, up to {largest:.1e}: scale it up")
 
 
 def _flat(A, shape):

@@ -212,7 +212,7 @@ def vbmf(
     settings = Settings(theta, width, bool(biases))
     _check_width(backend, settings)
 
-    features = _FEATURES if implicit_features else 0
+    features = _FEATURES if implicit_features and width else 0
     with compile_clock(backend) as clock, thread_limits(n_threads), backend.session():
         if stored:
             parts = "shards", mask.digest, sides[0].dtype.str

@@ -457,3 +457,34 @@ def test_measurements_that_are_none():
 def test_nothing_else_reads_sparse_matrices():
     """Scipy's own reader trusts what it finds."""
     assert "load_npz(" not in Path(tables.__file__).read_text()
+
+
+def test_measurements_of_an_operator_are_looked_at():
+    """As those of an array are: too large or too small to be squared, in A and in y."""
+    rng = np.random.default_rng(0)
+    a, y = rng.standard_normal((30, 3, 2)), rng.standard_normal(30)
+    for scale, said in ((1e170, "A holds values too large to be squared"), (1e-170, "A holds values too small")):
+        with pytest.raises(ValueError, match=said):
+            fastdmf.DMFSensing().fit(fastdmf.GaussianDense(scale * a), y)
+    y[3] = 1e300
+    with pytest.raises(ValueError, match="y holds values too large to be squared"):
+        fastdmf.DMFSensing().fit(fastdmf.GaussianDense(a), y)
+    large = np.where(np.arange(180).reshape(30, 3, 2) % 2, 1, -1) * 1.7e308
+    assert fastdmf.GaussianDense(large).size == 30  # its sum is no number, its numbers are
+
+
+def test_tables_without_noise_or_holes():
+    """Dependent loadings and no noise: nothing is singular."""
+    rng = np.random.default_rng(0)
+    for shape in ((11, 5), (12, 8), (30, 9)):
+        table = rng.standard_normal((shape[0], 1)) @ rng.standard_normal((1, shape[1]))
+        filled = fastdmf.DMFImputer(random_state=0).fit_transform(table)
+        np.testing.assert_array_equal(filled, table)
+    assert fastdmf.DMFImputer(random_state=0).fit_transform(np.array([[1.7e308]])) == 1.7e308
+
+
+def test_one_column_has_no_features_of_the_mask():
+    rng = np.random.default_rng(0)
+    pairs = np.stack([np.arange(40), np.zeros(40, int)], axis=1)
+    model = fastdmf.DMFCompleter(implicit_features=True, random_state=0).fit(pairs, rng.standard_normal(40))
+    assert np.isfinite(model.noise_variance_) and np.isfinite(model.predict(pairs)).all()

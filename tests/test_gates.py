@@ -58,7 +58,8 @@ def test_few_calls_a_step(monkeypatch, backend):
     """Compiled calls a step of small chains: what Python costs there is their number."""
     _, op, y = completion(0, n=60, rank=2, count=900)
     counts = {}
-    names = [name for name in cpu.__dict__ if name.split("_")[0] in ("chain", "slices", "lbfgs", "entry", "dense", "update")]
+    families = "chain", "slices", "lbfgs", "entry", "dense", "update"
+    names = [name for name in cpu.__dict__ if name.split("_")[0] in families]
     for name in names:
         original = getattr(cpu, name)
         if callable(original):

@@ -486,6 +486,15 @@ def test_measurements_of_nothing_are_left_out():
         assert found.status is not Status.EXACT and np.isfinite(found.matrix()).all()
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_data_without_squares_are_recovered(scale):
+    """Numbers whose squares are no numbers of float64."""
+    truth, op, y = completion(0, n=20, rank=1, count=150)
+    solution = recover(op, scale * y, random_state=0)
+    assert solution.status is Status.EXACT
+    np.testing.assert_allclose(solution.matrix() / scale, truth, atol=1e-10 * np.abs(truth).max())
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
 def test_the_unit_of_the_measurements_does_not_matter(scale):
     """Neither to the descent, whose least step once depended on it, nor to recovery."""

@@ -260,7 +260,8 @@ def _entries(value):
         if value["numbers"]["type"] in ("O", "U", "list", "M8[s]", "f2"):
             typed = y
         whole = sparse.coo_array((np.asarray(typed), pairs.T.reshape(2, -1)), (n, p))
-        return (whole if form == "array" else whole.asformat(form)), None, weights
+        with np.errstate(all="ignore"):  # scipy may add up what comes twice
+            return (whole if form == "array" else whole.asformat(form)), None, weights
     if form in ("frame", "polars"):
         typed = y if value["numbers"]["type"] in ("c16", "M8[s]") else typed
         columns = {"a": [name for name, _ in names], "b": pairs[:, 1], "c": list(typed)}
