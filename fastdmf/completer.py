@@ -504,6 +504,10 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or np.isnan(value)):
                 raise ValueError(f"{name} must be a number or None, got {value!r}")
+        if self.min_value == np.inf or self.max_value == -np.inf:
+            raise ValueError(
+                f"min_value={self.min_value!r} and max_value={self.max_value!r} leave no value between them"
+            )
         if None not in (self.min_value, self.max_value) and not self.min_value < self.max_value:
             raise ValueError(f"min_value must be below max_value, got {self.min_value!r} and {self.max_value!r}")
 

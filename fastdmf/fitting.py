@@ -84,10 +84,10 @@ def draw_held_out(fraction, m, rng):
 
 
 def unit_scale(values):
-    """Return the root mean square of ``values`` in float64, free of overflow; 0 for zeros alone."""
+    """Return the root mean square of ``values`` in float64, free of overflow; 0 for zeros alone, inf with one inf."""
     largest = float(np.abs(values).max())
-    if largest == 0:
-        return 0.0
+    if largest in (0, np.inf):
+        return largest
     return largest * float(np.sqrt(np.mean(np.square(values / largest, dtype=np.float64))))
 
 

@@ -531,10 +531,10 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
         """Return (mean, scale) of the columns for the fit: zeros and ones where the data is left as it is."""
         n, p = shape
         count = np.maximum(np.bincount(cols, minlength=p), 1)
-        mean = np.bincount(cols, values, minlength=p) / count
         with np.errstate(over="ignore", invalid="ignore"):
+            mean, overall = np.bincount(cols, values, minlength=p) / count, values.mean()
             variance = np.bincount(cols, np.square(values - mean[cols]), minlength=p) / count
-        if not np.isfinite(variance).all():
+        if not np.isfinite(variance).all() or not np.isfinite(overall):
             raise ValueError(f"X holds values too large to be squared, up to {np.abs(values).max():.1e}: scale it down")
         varying = variance[variance > 0]
         if self.standardize == "auto":
@@ -545,7 +545,7 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
             rescale = centre = bool(self.standardize)
         if not centre:
             mean = np.zeros(p)
-        mean[self._empty] = values.mean()
+        mean[self._empty] = overall
         if not rescale or varying.size == 0:
             return mean, np.full(p, _far_unit(values))
         # Nothing is known of the unit of a column that does not vary: its holes stay at its mean.

@@ -402,7 +402,7 @@ def test_values_that_cannot_be_squared():
     with pytest.raises(ValueError, match=r"entry_weight must be at most 1e\+15, got 1.0e\+300"):
         fastdmf.DMFCompleter(random_state=0).fit(PAIRS, VALUES, entry_weight=np.full(len(VALUES), 1e300))
     A = np.random.default_rng(0).standard_normal((20, 6))
-    with pytest.raises(ValueError, match="A holds values too small to be squared: scale it up"):
+    with pytest.raises(ValueError, match="A holds values too small to be squared"):
         fastdmf.DMFSensing(random_state=0).fit(A * 1e-160, A[:, 0])
     A, y = (A * 1e20).astype(np.float32), A[:, 0].astype(np.float32)
     fits = [fastdmf.DMFSensing(random_state=0).fit(A.astype(dtype), y.astype(dtype)).matrix_ for dtype in ("f4", "f8")]
@@ -481,6 +481,14 @@ def test_tables_without_noise_or_holes():
         filled = fastdmf.DMFImputer(random_state=0).fit_transform(table)
         np.testing.assert_array_equal(filled, table)
     assert fastdmf.DMFImputer(random_state=0).fit_transform(np.array([[1.7e308]])) == 1.7e308
+    with pytest.raises(ValueError, match="X holds values too large"):
+        fastdmf.DMFImputer().fit(np.array([[1.7e308, 1.7e308]]))
+
+
+@pytest.mark.parametrize("bounds", [{"max_value": -np.inf}, {"min_value": np.inf}])
+def test_bounds_that_leave_nothing(bounds):
+    with pytest.raises(ValueError, match="leave no value between them"):
+        fastdmf.DMFCompleter(**bounds).fit(np.array([[0, 0], [1, 1]]), np.array([1.0, 2.0]))
 
 
 def test_one_column_has_no_features_of_the_mask():

@@ -403,7 +403,7 @@ def _check_imputer(value):
     uncertainty = model.uncertainty(X)
     _check_finite(uncertainty=uncertainty[:, ~model._empty[kept]], noise=model.noise_variance_)
     if np.isfinite(given).any() and (~np.isnan(given) & kept).any():
-        _check_finite(score=model.score(X))
+        _check_finite(score=max(model.score(X), -1e308))  # -inf where errors have no squares, never NaN
     if value["again"] and "random_state" not in settings and not np.array_equal(fit().transform(X), out):
         raise Finding("another fit with the same seed is another")
     return True
