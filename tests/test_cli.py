@@ -235,7 +235,9 @@ def test_ctrl_c(tmp_path):
         time.sleep(0.2)
         run.send_signal(signal.SIGINT)
         rest = run.stderr.read()
-        assert run.wait(timeout=60) == 130
+        # Where it strikes in code that was run from a text, as numba does, Python itself ends by the signal in spite of
+        # the handler; a shell shows 130 for both.
+        assert run.wait(timeout=60) in (130, -signal.SIGINT)
     finally:
         run.kill()
         run.stderr.close()
