@@ -164,7 +164,7 @@ class ColumnText:
 
     def name_of(self, place):
         """Return what to call a column in an error."""
-        return f"column {self.names[place]!r}" if self.header else f"column {place} (from 0)"
+        return f"column {short(self.names[place])}" if self.header else f"column {place} (from 0)"
 
     def batches(self, floats, texts, missing, ids_missing=False):
         """Yield (number of the first record, batch) of the columns ``floats``, float64, and ``texts``, dictionaries.

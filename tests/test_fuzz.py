@@ -496,3 +496,10 @@ def test_one_column_has_no_features_of_the_mask():
     pairs = np.stack([np.arange(40), np.zeros(40, int)], axis=1)
     model = fastdmf.DMFCompleter(implicit_features=True, random_state=0).fit(pairs, rng.standard_normal(40))
     assert np.isfinite(model.noise_variance_) and np.isfinite(model.predict(pairs)).all()
+
+
+def test_long_names_of_columns_are_cut(tmp_path):
+    path = written(tmp_path, b"a,b," + b"c" * 900 + b"\n1,2,3\n1,3,three\n")
+    with pytest.raises(TableError, match=r"line 3, column 'c{80}\.\.\.'") as caught:
+        read_entries(path)
+    assert len(str(caught.value)) < 400
