@@ -289,7 +289,7 @@ def _factor_model(parts):
     """Return the model, once its parts fit each other: the kernels check no index."""
     model = _FACTOR_MODEL.together(parts)
     n1, n2 = len(model.rows), len(model.columns)
-    m = int(model.indptr[-1])
+    m = int(model.indptr[-1]) if model.indptr.dtype == np.int64 and model.indptr.size else 0
     consistent = (
         model.indptr.shape == (n1 + 1,)
         and model.indptr.dtype == np.int64
