@@ -19,13 +19,13 @@ __all__ = ["FAMILIES", "real_name", "source", "stored_name"]
 
 # What each family's text is made of.
 FAMILIES = {
-    "dense": ("common", "dense"),
+    "dense": ("common", "sums", "dense"),
     "entry": ("common", "rows", "entry"),
     "gaussian": ("common", "measurements", "gaussian"),
-    "lbfgs": ("common", "lbfgs"),
+    "lbfgs": ("common", "sums", "lbfgs"),
     "row_solve": ("common", "rows", "row_solve"),
     "seeded": ("common", "measurements", "seeded"),
-    "slices": ("common", "slices"),
+    "slices": ("common", "sums", "slices"),
     "small_chain": ("common", "rules", "small_chain"),
     "update": ("common", "rules", "update"),
 }

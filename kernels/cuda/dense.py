@@ -9,7 +9,7 @@ from fastdmf.kernels.cuda.slices import slices_sum
 
 __all__ = ["dense_options", "dense_ranges", "dense_residual"]
 
-_THREADS, _RANGE = 256, 4096  # as in dense.cu
+_THREADS, _RANGE = 256, 4096  # as in sums.cu
 
 _TABLE = table(g="REAL B cells", losses="float64 B", y="REAL 1|B cells", w="REAL 1|B cells")
 

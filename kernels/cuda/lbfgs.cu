@@ -3,31 +3,22 @@
 // pairs (B, rows, D) holds steps and gradients' differences. Sums are taken in double over ranges of RANGE numbers, each
 // by one block in a fixed order.
 
-constexpr int PAIR_THREADS = 256, RANGE = 4096;
-
 // Overwrite partial (B, rows, ranges) with the inner products of every row with g (B, D) over each range; gridDim =
 // (ranges, rows, B). 2 flops and a number of pairs an element; g comes from the L2 cache.
-extern "C" __global__ void __launch_bounds__(PAIR_THREADS)
+extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     pairs_dot(double* partial, const REAL* __restrict__ pairs, const REAL* __restrict__ g, long long size) {
-    __shared__ double of_warp[PAIR_THREADS / WARP];
     long long row = (long long)blockIdx.z * gridDim.y + blockIdx.y, begin = (long long)blockIdx.x * RANGE;
     long long end = min(begin + RANGE, size);
     double total = 0;
-    for (long long c = begin + threadIdx.x; c < end; c += PAIR_THREADS)
+    for (long long c = begin + threadIdx.x; c < end; c += SUM_THREADS)
         total = fma((double)pairs[row * size + c], (double)g[blockIdx.z * size + c], total);
-    total = sum_lanes(total, 1, WARP);
-    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = total;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        double sum = 0;
-        for (int k = 0; k < PAIR_THREADS / WARP; k++) sum += of_warp[k];
-        partial[row * gridDim.x + blockIdx.x] = sum;
-    }
+    total = sum_block(total);
+    if (threadIdx.x == 0) partial[row * gridDim.x + blockIdx.x] = total;
 }
 
 // Overwrite direction_b with -(gamma_b g_b + sum_i c_bi pairs_bi) for the runs with aimed_b; rows with c = 0 are not
 // read, whatever they hold. 2 (rows + 1) flops and as many numbers an element, 1 more written. gridDim.y = B.
-extern "C" __global__ void __launch_bounds__(PAIR_THREADS)
+extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     pairs_direction(REAL* direction, const REAL* __restrict__ pairs, const REAL* __restrict__ g,
                     const double* __restrict__ coefficients, const double* __restrict__ gamma,
                     const int* __restrict__ aimed, long long size, int rows) {

@@ -13,7 +13,7 @@ from fastdmf.kernels.cuda.slices import slices_dot, slices_move, slices_sum
 
 __all__ = ["lbfgs_judge", "lbfgs_options", "lbfgs_try"]
 
-_THREADS, _RANGE = 256, 4096  # as in lbfgs.cu
+_THREADS, _RANGE = 256, 4096  # as in sums.cu
 _MOST_BLOCKS = 4096
 
 

@@ -7,19 +7,6 @@
 //
 // A product of two floats is exact in double, so that an inner product is rounded only when it is added.
 
-constexpr int SUM_THREADS = 256, RANGE = 4096;
-
-// The sum over the threads of the block, for thread 0. All threads come here.
-__device__ __forceinline__ double sum_block(double x) {
-    __shared__ double of_warp[SUM_THREADS / WARP];
-    x = sum_lanes(x, 1, WARP);
-    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = x;
-    __syncthreads();
-    double total = 0;
-    for (int k = 0; k < SUM_THREADS / WARP; k++) total += of_warp[k];
-    return total;
-}
-
 // Overwrite partial (B, ranges) with the inner products of a and b (B, D) over each range; gridDim = (ranges, B).
 // 2 flops and 2 numbers read an element.
 extern "C" __global__ void __launch_bounds__(SUM_THREADS)

@@ -7,7 +7,7 @@ from fastdmf.kernels.cuda.checks import check_arguments, table
 
 __all__ = ["check_scratch", "slices_dot", "slices_move", "slices_options", "slices_scratch_shapes", "slices_sum"]
 
-_THREADS, _RANGE = 256, 4096  # as in slices.cu
+_THREADS, _RANGE = 256, 4096  # as in sums.cu
 _MOST_BLOCKS = 4096  # of a step: more than any device holds at once
 
 _SUM = table(x="float64 B D", out="float64 B")
