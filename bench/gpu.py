@@ -15,13 +15,14 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from versions import installed
 
 import fastdmf
 from fastdmf.backend import cuda_report, get_backend
+from fastdmf.cuda import find_cuda
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("fastdmf", "numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch")
@@ -408,6 +409,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = cuda_report()
     print(device)
+    if find_cuda()[0] is None:
+        return 1
     bench, failed = Bench(TINY if args.tiny else Sizes(), args.data), []
     for name in args.only:
         try:
@@ -415,14 +418,8 @@ def main(argv=None):
         except Exception as error:  # one section that fails must not cost the others' time on a device
             failed.append(f"{name}: {type(error).__name__}: {error}")
             print(failed[-1], flush=True)
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     if args.keep:
-        lines = (json.dumps({**row, "device": device, "versions": versions}) for row in bench.rows)
+        lines = (json.dumps({**row, "device": device, "versions": installed(PACKAGES)}) for row in bench.rows)
         args.keep.write_text("".join(f"{line}\n" for line in lines))
     print()
     for row in bench.rows:

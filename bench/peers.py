@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from peer_methods import MATRICES, RATINGS
 from problems import MATRICES as MATRIX_NAMES
 from problems import RATINGS as RATING_NAMES
 from problems import Problem, problem
+from versions import installed
 
 KINDS = {"ratings": (RATINGS, RATING_NAMES), "matrices": (MATRICES, MATRIX_NAMES)}
 RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
@@ -88,13 +88,7 @@ def peak_memory():
 
 def versions():
     """Return the versions of what is compared."""
-    found = {}
-    for package in ("fastdmf", "cmfrec", "scikit-surprise", "myfm", "torch", "scikit-learn", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed(("fastdmf", "cmfrec", "scikit-surprise", "myfm", "torch", "scikit-learn", "numpy"))
 
 
 def key(line):

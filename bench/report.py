@@ -9,8 +9,9 @@ of a benchmark that is already kept are replaced.
 
 import argparse
 import json
-from importlib import metadata
 from pathlib import Path
+
+from versions import installed
 
 VECTORS = {"avx512f": " with AVX-512", "avx2": " with AVX2"}
 PACKAGES = ("fastdmf", "numpy", "scipy", "numba", "torch")
@@ -19,12 +20,7 @@ PACKAGES = ("fastdmf", "numpy", "scipy", "numba", "torch")
 def lines(path):
     """Return one dict a benchmark."""
     run = json.loads(Path(path).read_text())
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = installed(PACKAGES)
     cpu = run["machine_info"]["cpu"]
     widest = next((name for flag, name in VECTORS.items() if flag in cpu.get("flags", ())), "")
     machine = f"{cpu.get('brand_raw', run['machine_info']['machine'])}{widest}, {cpu.get('count')} cores"
