@@ -9,6 +9,8 @@ import functools
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from fastdmf.checkpoint import Checkpoint, CheckpointFile
 from fastdmf.progress import Reports, with_callbacks
 
@@ -109,17 +111,18 @@ class Kept:
 def whole(fit):
     """Let a method that fits leave a fitted estimator, or else the one that was there before: nothing in between.
 
-    scikit-learn's callbacks are taken down in either case.
+    scikit-learn's callbacks are taken down in either case, and NumPy's handling of errors is what it was before.
     """
     managed = with_callbacks(fit)
 
     @functools.wraps(fit)
     def fit_or_nothing(self, *args, **kwargs):
-        before = dict(vars(self))
+        before, errors = dict(vars(self)), np.geterr()
         try:
             return managed(self, *args, **kwargs)
         except BaseException:  # Ctrl-C above all
             self.__dict__ = before
+            np.seterr(**errors)  # it may come just as an np.errstate(...) is about to end, which then never does
             raise
 
     return fit_or_nothing

@@ -82,6 +82,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+@pytest.fixture(autouse=True)
+def errors_as_they_were():
+    """Every test leaves NumPy's handling of floating-point errors alone; what a failed one left is put back."""
+    before = np.geterr()
+    yield
+    after = np.seterr(**before)
+    assert after == before
+
+
 @pytest.fixture
 def backend():
     return get_backend("cpu")

@@ -304,7 +304,7 @@ def test_ctrl_c_at_any_time(kind, whole):
     reference = whole(kind)
     model = clone(model)
     former = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    ends = []
+    ends, errors = [], np.geterr()
     try:
         for moment in np.geomspace(2e-4, 0.5, 14):
             before = dict(vars(model))
@@ -313,6 +313,7 @@ def test_ctrl_c_at_any_time(kind, whole):
                 model.fit(*data)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
+                assert np.geterr() == errors
                 after = vars(model)
                 unchanged = after.keys() == before.keys() and all(after[name] is before[name] for name in before)
                 # whole: the signal came when fit had returned and the timer was not off yet
@@ -331,6 +332,22 @@ def test_ctrl_c_at_any_time(kind, whole):
         signal.signal(signal.SIGALRM, former)
     assert {"raised", "interrupted"} & set(ends)
     assert everything(model.fit(*data)) == reference
+
+
+def test_ctrl_c_as_an_errstate_ends(monkeypatch):
+    """A second signal, or one outside of the solvers' loops, can come before NumPy's state is put back."""
+
+    def late(*args, **kwargs):
+        np.seterr(over="ignore", invalid="raise")
+        raise KeyboardInterrupt
+
+    model, data = FITS["imputer, deep"]
+    monkeypatch.setattr(DMFImputer, "_choose", late)
+    monkeypatch.setattr(DMFImputer, "_descent", late)
+    before = np.geterr()
+    with pytest.raises(KeyboardInterrupt):
+        clone(model).fit(*data)
+    assert np.geterr() == before
 
 
 def clone_of(model):
