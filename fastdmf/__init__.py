@@ -24,7 +24,7 @@ The map of the package (imports go only downwards in this list)::
     spectral     a start for descent from the data's leading singular vectors
     descent      solve(...)
     sweeps, sweep_table   sweep(...): a grid of descents, and the table of what they gave
-    mask_features, alternating   what the variational solver is made of
+    mask_features, alternating, held_entries, row_subset   what the variational solver is made of
     factor_model   a fitted matrix: predictions, rows and columns that come later
     mean_model   the mean of several such fits
     ids, entries   what people call rows and columns, and how they hold entries

@@ -250,6 +250,13 @@ class _Side:
         s, a, b, ridge = self.posterior
         self.posterior = s, kept(a, 1.0), kept(b), kept(ridge)
 
+    def adopt(self, other):
+        """Take what the same side of a fit to some of the rows has found of the components; factors begin at zero."""
+        for name in ("free", "prior", "second", "variance", "mean_variance"):
+            setattr(self, name, getattr(other, name).copy())
+        self.x = self.backend.kernels.aligned_empty((self.n, other.x.shape[1]), self.dtype)
+        self.x[:] = 0
+
     def snapshot(self):
         """Return what has changed since the start."""
         regression = None
@@ -384,9 +391,8 @@ class Sweeps:
             for _ in range(2):
                 columns.improve(rows, columns.reach, zero, self.bias_ridge, steps=1)
                 self.squared_error = rows.improve(columns, rows.reach, zero, self.bias_ridge, steps=1)
-        # No estimate goes below rounding.
-        self.least = max(np.finfo(self.dtype).eps ** 2 * square_sum / rows.total, 1e-200)
-        self.noise = max(self.squared_error / rows.total, self.least)
+        self._bound(square_sum)
+        self.noise = self.bias_noise = max(self.squared_error / rows.total, self.least)
         latent = slice(head, self.live)
         shape = columns.n, self.settings.width
         if self.settings.width:
@@ -396,6 +402,24 @@ class Sweeps:
         # About the spectral norm of the noise on the mask.
         self.penalty = np.zeros(width)
         self.penalty[latent] = _WARM_RIDGE * np.sqrt(self.noise) * (np.sqrt(rows.density) + np.sqrt(columns.density))
+
+    def start_from(self, other):
+        """Go on from a fit to some of the rows, with its settings, by sweeps over all rows."""
+        rows, columns = self.sides
+        self.live, self.noise, self.bias_noise = other.live, other.noise, other.bias_noise
+        for side, known in zip(self.sides, other.sides):
+            side.adopt(known)
+        columns.x[:] = self.backend.asarray(other.columns.x)
+        if self.head:
+            rows.x[:, 1] = 1
+        columns.measure()
+        self._bound(rows.square_sum())
+        self.squared_error = self.noise * rows.total  # until the first sweep tells
+        self.done = _WARM_SWEEPS
+
+    def _bound(self, square_sum):
+        """Let no estimate of the noise go below rounding."""
+        self.least = max(np.finfo(self.dtype).eps ** 2 * square_sum / self.rows.total, 1e-200)
 
     def step(self):
         """Improve everything once: two sweeps of ridge regressions first, variational ones from then on."""

@@ -20,6 +20,7 @@ from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.factor_model import FactorModel
 from fastdmf.fit_parts import Parts, whole
 from fastdmf.fitting import GAIN, check_settings, descend, draw_held_out, effective_rank, report, unit_scale
+from fastdmf.held_entries import HeldEntries
 from fastdmf.ids import IdTable, Positions
 from fastdmf.progress import CallbackSupportMixin
 from fastdmf.recovery import recover
@@ -234,7 +235,7 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
         elif exact:
             solution, model = self._recover(parts, *data, seed)
         else:
-            solution, model = self._vary(parts, *data, seed)
+            solution, model = self._vary(parts, data, seed)
         data.clear()  # the model has its own
         parts.reports.close()
         report(self, solution)
@@ -572,14 +573,16 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
 
     # --- the two solvers ---------------------------------------------------------------------------------------------
 
-    def _vary(self, parts, mask, values, weights, seed):
-        """Return the solution of ``vbmf`` and its model."""
+    def _vary(self, parts, data, seed):
+        """Return the solution of ``vbmf`` and its model; mask, values and weights are let go."""
+        mask, values, weights = data
+        entries = HeldEntries(mask, values, weights=weights)
+        data.clear()
+        del mask, values, weights
         tol = GAIN if self.tol is None else self.tol
         title = f"depth {'default' if self.depth is None else self.depth}"
         solution = vbmf(
-            mask,
-            values,
-            weights=weights,
+            entries,
             depth=self.depth,
             width=self.width,
             implicit_features=self.implicit_features,

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastdmf.alternating import HeldSide, Settings, Solvers, Sweeps, balanced_factors
+from fastdmf.alternating import Settings, Solvers, Sweeps, balanced_factors
 from fastdmf.arrays import as_host, same_home
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checkpoint import CheckpointFile, digest
-from fastdmf.checks import check_count, check_data, check_number, check_seed
+from fastdmf.checks import check_count, check_number, check_seed
 from fastdmf.engine import Solution, SolveWarning, Status, Stop, drive, warn_unless_success
 from fastdmf.factor_model import FactorModel, FactorSide
+from fastdmf.held_entries import HeldEntries
 from fastdmf.masks import EntryMask
 from fastdmf.mean_model import MeanModel
+from fastdmf.row_subset import fit_some_rows
 from fastdmf.shards import EntryShards
 
 __all__ = ["VariationalSolution", "bias_model", "vbmf"]
@@ -25,6 +27,8 @@ _WIDTH, _WIDTH_DENSE = 30, 62
 _SWEEPS, _SWEEPS_DENSE = 30, 60
 _FEATURES = 64
 _FEATURES_MAX = 5_000_000  # entries above which the features' products are not worth it unless asked for
+_SUBSET_FROM = 5_000_000  # entries above which a fit may start from some of the rows
+_SUBSET_OF_SHARDS = 20_000_000  # entries of such a start that are brought into memory, 320 MB in float32
 _STOP_FROM = 5  # sweeps before the evidence may end the fit
 _BIAS_SLACK = 0.97
 _WIDEST = 256  # rows of factors, padding included, of the GPU's kernels
@@ -158,7 +162,11 @@ def vbmf(
     -----
     From shards the same sweeps run a block of rows, then of columns, at a time. A fit from one shard a side has the
     bits of the fit in memory; from several it differs by rounding, since squared errors and the mean are summed by
-    block. In memory are both sides' factors, (n1 + n2) times the padded width, and a few numbers a row and column.
+    block. In memory are both sides' factors, (n1 + n2) times the padded width, a few numbers a row and column, and at
+    the start up to 20 million entries.
+
+    Above 5 million entries the first sweeps are done on rows drawn at random, where that leaves 5 entries for every
+    number of the columns' factors and is at most a quarter of all: the fit of all rows goes on from there.
 
     On a GPU are the factors, their prior means and the entries in both orders; of shards the block at hand. It starts
     as the CPU does and does the same steps. The features of the mask, at the start, and the model are the CPU's work.
@@ -178,7 +186,7 @@ def vbmf(
     """
     backend, home = get_backend(device, y), y  # factors go where the data came from
     stored = isinstance(mask, EntryShards)
-    if not isinstance(mask, (EntryMask, EntryShards)):
+    if not isinstance(mask, (EntryMask, EntryShards, HeldEntries)):
         raise TypeError(
             f"mask must be an EntryMask or EntryShards, got {type(mask).__name__}: solve(...) serves other operators"
         )
@@ -186,13 +194,8 @@ def vbmf(
         raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
     if stored:
         _refuse_beside_shards(y, weights, implicit_features)
-        sides = mask.sides(dtype)
-    elif y is None:
+    elif y is None and isinstance(mask, EntryMask):
         raise TypeError("y is missing: an EntryMask needs the values of its entries")
-    else:
-        y, weights, dtype = check_data(mask, y, weights, dtype, ndims=(1,))
-    if weights is not None and not weights.any():
-        raise ValueError("weights are zero everywhere: at least one entry must count")
     check_number("tol", tol, 0, closed=True)
     check_count("n_init", n_init)
     if depth is not None:
@@ -215,16 +218,19 @@ def vbmf(
     features = _FEATURES if implicit_features and width else 0
     with compile_clock(backend) as clock, thread_limits(n_threads), backend.session():
         if stored:
-            parts = "shards", mask.digest, sides[0].dtype.str
-            entries = _Entries(backend, *sides, mask.mean, sides[0].dtype, parts)
+            rows, columns = mask.sides(dtype)
+            mean, dtype, parts = mask.mean, rows.dtype, ("shards", mask.digest, rows.dtype.str)
+            entries = _Entries(backend, rows, lambda: columns, mask.shape[1], dtype, _SUBSET_OF_SHARDS)
         else:
-            entries = _held(backend, mask, y, weights, dtype)
+            held = mask if isinstance(mask, HeldEntries) else HeldEntries(mask, y, weights=weights, dtype=dtype)
+            mean, parts = held.mean, held.parts
+            entries = _Entries(backend, held.rows, held.columns, mask.shape[1], held.dtype)
         fits, ends = [], []
         for k in range(n_init):
             process = _Fit(entries, settings, [seed, k] if k else seed, features)
             file = None
             if checkpoint is not None:
-                run = digest("vbmf", settings, features, max_iter, tol, seed, k, *entries.parts)
+                run = digest("vbmf", settings, features, max_iter, tol, seed, k, *parts)
                 file = CheckpointFile(checkpoint, run, f".{k}" if k else "")
             statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback, file)
             # The evidence of a fit that was cut short says little beside that of simpler ones, which are ready sooner.
@@ -268,7 +274,7 @@ def vbmf(
         device=backend.name,
         seconds=clock.seconds,
         compile_seconds=clock.compile_seconds,
-        mean=entries.mean,
+        mean=mean,
         row_bias=row_bias,
         column_bias=column_bias,
         noise=float(np.mean([fit.noise for fit in sweeps])),
@@ -286,10 +292,11 @@ def bias_model(mask, y, *, weights=None, biases=True, device="auto", n_threads=N
     settings = Settings(1.0, 0, biases)
     backend = get_backend(device)
     with thread_limits(n_threads), backend.session():
-        entries = _held(backend, mask, y, weights, y.dtype)
+        held = HeldEntries(mask, y, weights=weights)
+        entries = _Entries(backend, held.rows, held.columns, mask.shape[1], held.dtype)
         sweeps = _Fit(entries, settings, 0, 0).sweeps
         sweeps.finish()
-        return _factor_model(entries.mean, sweeps)
+        return _factor_model(held.mean, sweeps)
 
 
 def _factor_model(mean, sweeps):
@@ -340,45 +347,45 @@ def _refuse_beside_shards(y, weights, implicit_features):
         )
 
 
-def _held(backend, mask, y, weights, dtype):
-    """Return the :class:`_Entries` of a mask and its values."""
-    kernels = get_backend().kernels  # orders are the CPU's work, and what is learned later is as well
-
-    def padded(values):
-        out = np.zeros(mask.size + kernels.PAD, dtype)
-        out[: mask.size] = values
-        return out
-
-    by_row = padded(mask.sort(y))
-    w = None if weights is None else padded(mask.sort(weights))
-    inside = by_row[: mask.size]
-    mean = float(inside.mean(dtype=np.float64) if w is None else np.average(inside, weights=w[: mask.size]))
-    inside -= dtype.type(mean)
-    rows = HeldSide(mask.indptr, mask.indices, by_row, w)
-    columns = HeldSide(*kernels.entry_columns(*rows.arrays(), mask.shape[1]))
-    return _Entries(backend, rows, columns, mean, dtype, rows.arrays())
-
-
 class _Entries:
-    """The entries less their mean, by row and by column, as ``Sweeps`` takes them.
+    """The entries as ``Sweeps`` takes them.
 
-    ``parts`` are what tells them from others, for ``digest``.
+    Parameters
+    ----------
+    backend : Backend
+    rows : HeldSide, or an object with its methods
+    columns : callable
+        Returns the other side, once it is needed: a start from some of the rows has gone by then, and the two are
+        never in memory together.
+    n2 : int
+    dtype : numpy dtype
+    most : float
+        Entries that a start from some of the rows may copy.
     """
 
-    def __init__(self, backend, rows, columns, mean, dtype, parts):
-        self.mean, self.dtype, self.parts = mean, dtype, parts
-        self._data = backend, *(Solvers(backend.kernels, side) for side in (rows, columns))
+    def __init__(self, backend, rows, columns, n2, dtype, most=np.inf):
+        self._backend, self._columns, self._n2, self._dtype, self._most = backend, columns, n2, dtype, most
+        self._solvers = [Solvers(backend.kernels, rows)]
 
     def release(self):
         """Let the arrays go."""
-        self.parts = self._data = None
+        self._solvers = self._columns = None
 
     def sweeps(self, settings, seed, features=0):
         """Return a fit at its start."""
-        sweeps = Sweeps(*self._data, settings, np.random.default_rng(seed), self.dtype)
+        rng = np.random.default_rng(seed)
+        part, rows = None, self._solvers[0].entries
+        if rows.indptr[-1] > _SUBSET_FROM:
+            part = fit_some_rows(self._backend, rows, self._n2, settings, rng, self._dtype, self._most)
+        if len(self._solvers) == 1:
+            self._solvers.append(Solvers(self._backend.kernels, self._columns()))
+        sweeps = Sweeps(self._backend, *self._solvers, settings, rng, self._dtype)
+        if part is not None:
+            sweeps.start_from(part)
         if features:
             sweeps.use_features(features)
-        sweeps.start()
+        if part is None:
+            sweeps.start()
         return sweeps
 
 
@@ -388,7 +395,7 @@ class _Fit:
     def __init__(self, entries, settings, seed, features):
         self._entries, self._settings, self._seed, self._features = entries, settings, seed, features
         self.sweeps = entries.sweeps(settings, seed, features)
-        self.bias_noise = self.sweeps.noise
+        self.bias_noise = self.sweeps.bias_noise
         self.n_eval, self.evidence, self.gain = 0, -np.inf, 1.0
 
     def step(self, most):

@@ -27,7 +27,7 @@ LAYERS = [
     {"checkpoint", "checks", "mask_features", "row_models", "row_neighbours", "factor_model", "ids", "column_text"},
     {"entries", "shards", "mean_model", "penalties", "diagnostics", "theory", "spectral", "tables"},
     {"alternating", "covariance", "tangent", "forecast"},
-    {"continuation"},
+    {"continuation", "held_entries", "row_subset"},
     {"descent", "variational"},
     {"noisy_fit", "sweep_table"},
     {"sweeps"},

@@ -5,7 +5,7 @@ import pytest
 import test_cuda_backend
 
 import fastdmf
-from fastdmf import alternating
+from fastdmf import alternating, row_subset, variational
 from fastdmf.alternating import Sweeps
 from fastdmf.arrays import as_host, is_on_device
 from fastdmf.engine import Status
@@ -249,6 +249,19 @@ def test_shards_are_streamed(cupy, tmp_path, weighted):
         mask, y.astype(np.float32), weights=weights[0] if weighted else None, implicit_features=False, **options
     )
     np.testing.assert_allclose(device.matrix(), held.matrix(), atol=1e-6)
+
+
+def test_a_start_from_some_rows(cupy, monkeypatch):
+    monkeypatch.setattr(variational, "_SUBSET_FROM", 0)
+    monkeypatch.setattr(row_subset, "_ROWS", 1)
+    monkeypatch.setattr(row_subset, "_SHARE", 0.9)
+    monkeypatch.setattr(row_subset, "_ENTRIES", 1)
+    mask, y, _ = ratings(4)
+    options = {**FAST, "width": 4, "max_iter": 8}
+    host, device = (vbmf(mask, y, device=name, **options) for name in ("cpu", "cuda"))
+    np.testing.assert_allclose(device.matrix(), host.matrix(), atol=1e-8)
+    monkeypatch.setattr(variational, "fit_some_rows", lambda *a: None)
+    assert not np.allclose(vbmf(mask, y, **options).matrix(), host.matrix(), atol=1e-3)
 
 
 @pytest.mark.parametrize(("before", "after"), [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")])
