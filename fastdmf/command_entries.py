@@ -10,7 +10,6 @@ import numpy as np
 from fastdmf.column_text import ColumnText, TableError
 from fastdmf.command_files import INTERRUPTED, Files, UsageError, reading_of, suffix_of
 from fastdmf.command_fit import fitted, forget, note, prepared, settings_of
-from fastdmf.command_shards import fit_shards, held
 from fastdmf.completer import DMFCompleter
 from fastdmf.ids import IdTable
 from fastdmf.saving import load, save
@@ -61,7 +60,7 @@ def complete(args):
         checkpoint = prepared(args)
         model = fitted(args, lambda: source.fit(checkpoint))
         if args.model is not None:
-            source.save(model)
+            save(model, args.model)
             note(args, f"the model is in {args.model}")
         if args.out is not None:
             if pairs is not None:
@@ -161,10 +160,6 @@ class _Held:
     def _by_ids(self, place):
         return f"row {self.row_ids[int(place[1])]}, column {self.column_ids[int(place[2])]}"
 
-    def save(self, model):
-        """Save the model."""
-        save(model, self._args.model)
-
     def known(self):
         """Yield (rows, columns) by their places among the ids."""
         yield tuple(IdTable.of(name, self._frame[name])[1] for name in _NAMES[:2])
@@ -200,7 +195,7 @@ class _Shards:
             raise UsageError("shards hold every entry once and have no names: leave --duplicates and --columns out")
         if args.implicit_features:
             raise UsageError("--implicit-features needs the entries in memory: fit from the file instead of its shards")
-        self._args, self._shards = args, EntryShards(folder)
+        self._args, self._shards = args, EntryShards(folder, args.dtype)
         self.row_ids, self.column_ids = self._shards.row_ids, self._shards.column_ids
         sizes = len(self.row_ids), len(self.column_ids)
         self.said = f"{self._shards.size} entries on disk, {sizes[0]} rows, {sizes[1]} columns"
@@ -208,19 +203,8 @@ class _Shards:
     def fit(self, checkpoint):
         """Return the fitted model."""
         args = self._args
-        return fit_shards(
-            self._shards,
-            dtype=args.dtype,
-            biases=args.biases,
-            n_init=args.n_init,
-            tol=args.tol,
-            **settings_of(args, checkpoint),
-        )
-
-    def save(self, model):
-        """Save the model with its entries."""
-        held(model)
-        save(model, self._args.model)
+        model = DMFCompleter(biases=args.biases, n_init=args.n_init, tol=args.tol, **settings_of(args, checkpoint))
+        return model.fit(self._shards)
 
     def known(self):
         """Yield (rows, columns) by their places among the ids, one run at a time."""

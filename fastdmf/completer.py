@@ -24,6 +24,7 @@ from fastdmf.held_entries import HeldEntries
 from fastdmf.ids import IdTable, Positions
 from fastdmf.progress import CallbackSupportMixin
 from fastdmf.recovery import recover
+from fastdmf.shards import EntryShards
 from fastdmf.variational import bias_model, vbmf
 
 __all__ = ["DMFCompleter"]
@@ -44,7 +45,8 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
 
     Entries come as a sparse matrix, whose stored values are the observed ones, zeros among them; as an array of pairs
     (row, column) with the values in ``y``; or as a pandas or polars DataFrame of (row, column, value). In pairs and
-    DataFrames rows and columns are called by ids, integers or strings; in a sparse matrix by their positions.
+    DataFrames rows and columns are called by ids, integers or strings; in a sparse matrix by their positions. Entries
+    on disk, of which only a block at a time is in memory, come as :class:`fastdmf.EntryShards`.
 
     Parameters
     ----------
@@ -200,13 +202,15 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sparse matrix of shape (n1, n2), array-like of shape (k, 2), or DataFrame
-            Entries, as described above; never written to.
+        X : sparse matrix of shape (n1, n2), array-like of shape (k, 2), DataFrame, or EntryShards
+            Entries, as described above; never written to. Shards are for the variational solver, without features of
+            the mask, and stay on disk: the model reads there what it predicts from, and has the entries in memory once
+            it was saved and loaded.
         y : array-like of shape (k,), optional
             Values of pairs; also goes with a DataFrame of (row, column).
         entry_weight : array-like of shape (k,), optional
             Weights >= 0 in the order of the entries (for a sparse matrix that of ``X.tocoo()``): an entry of weight 2
-            counts as two, one of weight 0 not at all.
+            counts as two, one of weight 0 not at all. Shards hold their own.
 
         Returns
         -------
@@ -225,9 +229,13 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
         """
         self._check()
         parts = Parts(self, X, y, most=self.n_init)
-        rows, cols, *data = self._read_fit(X, y, entry_weight)
+        stored = isinstance(X, EntryShards)
+        rows, cols, *data = self._read_shards(X, y, entry_weight) if stored else self._read_fit(X, y, entry_weight)
         exact = self.solver == "recovery"
-        self._observed = (-np.inf, np.inf) if exact else (float(data[1].min()), float(data[1].max()))
+        if exact:
+            self._observed = -np.inf, np.inf
+        else:
+            self._observed = X.limits if stored else (float(data[1].min()), float(data[1].max()))
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         if self.solver == "descent":
@@ -531,6 +539,17 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
             i, j = entries.rows, entries.cols
         return rows, cols, *mask_of(i, j, values, weights, (len(rows), len(cols)), self.duplicates)
 
+    def _read_shards(self, shards, y, entry_weight):
+        """Return (tables of rows and columns, shards)."""
+        for name, value in (("y", y), ("entry_weight", entry_weight)):
+            if value is not None:
+                raise ValueError(f"{name} must be None with EntryShards, which hold it: give it to write_shards(...)")
+        if self.solver not in ("auto", "variational"):
+            raise ValueError(
+                f"solver={self.solver!r} needs the entries in memory: use solver='variational' with EntryShards"
+            )
+        return IdTable("row", shards.row_ids), IdTable("column", shards.column_ids), shards
+
     def _places(self, entries):
         """Return the codes of entries, -1 for unknown ones; say how many pairs have any."""
         if entries.shape is not None:
@@ -575,10 +594,8 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
 
     def _vary(self, parts, data, seed):
         """Return the solution of ``vbmf`` and its model; mask, values and weights are let go."""
-        mask, values, weights = data
-        entries = HeldEntries(mask, values, weights=weights)
+        entries = data[0] if isinstance(data[0], EntryShards) else HeldEntries(*data[:2], weights=data[2])
         data.clear()
-        del mask, values, weights
         tol = GAIN if self.tol is None else self.tol
         title = f"depth {'default' if self.depth is None else self.depth}"
         solution = vbmf(

@@ -101,6 +101,13 @@ class FactorModel:
         """The entries, (indptr, indices, y, w)."""
         return self.indptr, self.indices, self.y, self.w
 
+    def held(self):
+        """Return the model with its entries in memory, where they can be read at some places only so far."""
+        if isinstance(self.indices, np.ndarray):
+            return self
+        places = np.arange(int(self.indptr[-1]))
+        return replace(self, **dict(zip(("indices", "y", "w"), self._padded(places))))
+
     def biases(self):
         """Return the biases of rows and columns, (n1,) and (n2,)."""
         sides = (self.rows.x[:-1], 0), (self.columns.x[:-1], 1)

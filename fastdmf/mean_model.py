@@ -1,5 +1,7 @@
 """The mean of several fits to the same entries as a model: what one of them gets wrong by its start, others do not."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fastdmf.factor_model import highest
@@ -32,6 +34,14 @@ class MeanModel:
     def entries(self):
         """The entries, (indptr, indices, y, w): the members share them."""
         return self.members[0].entries
+
+    def held(self):
+        """Return the model with its entries in memory; see :meth:`FactorModel.held`."""
+        first = self.members[0].held()
+        if first is self.members[0]:
+            return self
+        shared = dict(zip(("indptr", "indices", "y", "w"), first.entries))
+        return MeanModel([first, *(replace(model, **shared) for model in self.members[1:])])
 
     def biases(self):
         """Return the biases of rows and columns, (n1,) and (n2,)."""

@@ -73,7 +73,7 @@ def save(estimator, path):
     Notes
     -----
     The file is an npz archive without pickles: anybody's may be loaded. It has the size of the arrays that it holds;
-    the completer keeps its entries.
+    the completer keeps its entries, which come into memory where it was fitted to shards.
 
     Examples
     --------
@@ -95,6 +95,8 @@ def save(estimator, path):
     check_is_fitted(estimator)
     parameters = estimator.get_params(deep=False) | {"checkpoint": None}
     fitted = {key: value for key, value in vars(estimator).items() if key not in {*parameters, *_LEFT_OUT}}
+    if isinstance(estimator, DMFCompleter):
+        fitted["_model"] = fitted["_model"].held()
     writer = _Writer()
     header = {
         "format": _FORMAT,

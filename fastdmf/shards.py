@@ -397,6 +397,8 @@ class EntryShards:
     Parameters
     ----------
     folder : str or os.PathLike
+    dtype : numpy dtype, optional
+        float32 or float64, in which fits compute; default that of the values on disk.
 
     Attributes
     ----------
@@ -407,7 +409,7 @@ class EntryShards:
     mean : float
         (Weighted) mean of the values.
     dtype : numpy dtype
-        Of the values on disk.
+        In which fits compute.
     weighted : bool
         Whether entries have weights.
     digest : str
@@ -424,7 +426,7 @@ class EntryShards:
     :meth:`verify` compares their bytes as well.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, dtype=None):
         self.folder = _path(folder)
         index = self._read_index()
         try:
@@ -436,6 +438,7 @@ class EntryShards:
         self._pointers = [self._read_pointers(axis) for axis in (0, 1)]
         self._checked = set()
         self.digest = digest(index)
+        self.dtype = self._stored if dtype is None else _check_dtype(dtype)
 
     def __repr__(self):
         runs = " + ".join(str(len(cuts) - 1) for cuts in self._cuts)
@@ -450,6 +453,13 @@ class EntryShards:
     def column_ids(self):
         """Ids of the columns in the order of their positions; positions themselves without ``ids=True``."""
         return self._read_ids(1)
+
+    @cached_property
+    def limits(self):
+        """The lowest and the highest value."""
+        counts = np.diff(self._pointers[0][self._cuts[0]])
+        values = [self._block(0, k)[1][:count] for k, count in enumerate(counts) if count]
+        return float(min(v.min() for v in values)), float(max(v.max() for v in values))
 
     def parts(self):
         """Yield (rows, cols, values), with weights where there are any, one run of rows at a time.
@@ -482,7 +492,7 @@ class EntryShards:
         Parameters
         ----------
         dtype : numpy dtype, optional
-            float32 or float64, that of the fit; default that of the values.
+            float32 or float64, that of the fit; default ``self.dtype``.
         """
         dtype = _check_dtype(self.dtype if dtype is None else dtype)
         return [ShardSide(self, axis, dtype) for axis in (0, 1)]
@@ -512,7 +522,7 @@ class EntryShards:
     def _parse(self, index):
         """Set what the index says, once it can be so: kernels read where it leads."""
         self.shape, self.size = check_shape(index["shape"]), check_count("entries", index["entries"])
-        self.mean, self.dtype, self.weighted = index["mean"], _check_dtype(index["dtype"]), index["weighted"]
+        self.mean, self._stored, self.weighted = index["mean"], _check_dtype(index["dtype"]), index["weighted"]
         self._has_ids = index["ids"]
         self._pad = check_count("pad", index["pad"], get_backend().kernels.PAD)
         if self._pad > _MOST_PAD:
@@ -580,7 +590,7 @@ class EntryShards:
         count = int(pointers[end] - pointers[begin]) + self._pad
         kinds = ["indices", "values", "weights"][: 3 if self.weighted else 2]
         arrays = [self._load(f"{_SIDES[axis]}-{k:05d}.{kind}.npy") for kind in kinds]
-        types = [(np.int32, np.int64), (self.dtype,), (self.dtype,)]
+        types = [(np.int32, np.int64), (self._stored,), (self._stored,)]
         for kind, array, allowed in zip(kinds, arrays, types):
             right = array.shape == (count,) and array.dtype in allowed
             # Once: kernels read where the indices lead, and one NaN would be everywhere.
@@ -651,7 +661,8 @@ class _Stored:
         if not isinstance(places, np.ndarray) or places.dtype.kind not in "iu":
             raise TypeError(
                 "the entries lie in shards on disk and can be read at some places only, by an array of integers: "
-                "what needs all of them, as learning new entries does, takes a fit to an EntryMask"
+                "what needs all of them, as learning new entries does, takes a fit to an EntryMask, or a completer "
+                "that was saved and loaded"
             )
         side, shards = self._side, self._side.shards
         starts = side.indptr[shards._cuts[side.axis][:-1]]

@@ -41,8 +41,7 @@ LAYERS = [
     {"display"},
     {"demo", "saving", "warmup", "command_files"},
     {"command_config", "command_fit", "command_host"},
-    {"command_shards"},
-    {"command_entries", "command_table"},
+    {"command_entries", "command_shards", "command_table"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -10,7 +10,7 @@ import pytest
 
 import fastdmf
 from fastdmf import shards as module
-from fastdmf.alternating import HeldSide
+from fastdmf.alternating import HeldSide, Sweeps
 from fastdmf.engine import Status
 from fastdmf.shards import EntryShards, _Writer, write_shards
 from fastdmf.variational import vbmf
@@ -307,13 +307,117 @@ def test_what_fits_refuse(tmp_path, change, error, message):
 
 
 def test_other_solvers_say_what_they_take(tmp_path):
-    stored = write_shards(tmp_path / "x", [entries()[:3]], SHAPE)
-    with pytest.raises(TypeError, match="EntryShards"):
-        fastdmf.DMFCompleter().fit(stored)
     with pytest.raises(TypeError, match="y is missing"):
         vbmf(fastdmf.EntryMask([0], [0], (1, 1)))
     with pytest.raises(TypeError, match="must be an EntryMask or EntryShards, got str"):
         vbmf(str(tmp_path / "x"))
+
+
+# --- the estimator ---------------------------------------------------------------------------------------------------
+
+COMPLETERS = {
+    "defaults": {},
+    "several": {"n_init": 2, "biases": False},
+    "float64": {"width": 5, "depth": 3},
+}
+
+
+@pytest.mark.parametrize("kind", COMPLETERS)
+def test_the_completer_from_one_shard_has_the_bits_of_memory(tmp_path, kind):
+    rows, cols, values, weights = entries(2500, gaps=False)
+    names = np.array([f"u{i:03d}" for i in range(SHAPE[0])], object)
+    parts = split((names[rows], cols - 5, values, weights))
+    stored = write_shards(tmp_path / "x", parts, ids=True, dtype="float64" if kind == "float64" else "float32")
+    pairs = np.column_stack((names[rows], cols - 5)).astype(object)
+    if kind == "float64":
+        values = values.astype(np.float64)
+    settings = {"random_state": 0, "implicit_features": None, **COMPLETERS[kind]}
+    model = fastdmf.DMFCompleter(**settings).fit(stored)
+    settings["implicit_features"] = False
+    expected = fastdmf.DMFCompleter(**settings).fit(pairs, values, entry_weight=weights)
+    assert model.row_ids_.tolist() == expected.row_ids_.tolist() and model.n_features_in_ == 2
+    assert model.column_ids_.tolist() == expected.column_ids_.tolist()
+    for name in ("mean_", "noise_variance_", "n_iter_", "solver_", "depth_", "status_", "_observed"):
+        assert getattr(model, name) == getattr(expected, name), name
+    np.testing.assert_array_equal(model.reconstruct(), expected.reconstruct())
+    for of, wanted in zip(model.predict(pairs, True), expected.predict(pairs, True)):
+        np.testing.assert_array_equal(of, wanted)
+    for of, wanted in zip(model.top_k(k=3), expected.top_k(k=3)):
+        np.testing.assert_array_equal(of, wanted)
+
+    # It learns once it holds its entries.
+    new = np.array([["new", 3], ["new", 9], ["u001", 100]], object), np.array([1.0, 2.0, 3.0], values.dtype)
+    with pytest.raises(TypeError, match="or a completer that was saved and loaded"):
+        pickle.loads(pickle.dumps(model)).partial_fit(*new)
+    fastdmf.save(model, tmp_path / "model.npz")
+    again = fastdmf.load(tmp_path / "model.npz").partial_fit(*new)
+    np.testing.assert_array_equal(again.reconstruct(), expected.partial_fit(*new).reconstruct())
+    assert not isinstance(model._model.entries[1], np.ndarray)  # saving changed nothing
+
+
+def test_the_completer_goes_on_from_a_checkpoint(tmp_path):
+    rows, cols, values, weights = entries(2500)
+    stored = write_shards(tmp_path / "x", split((rows, cols, values, weights)), SHAPE, shard_entries=300)
+    file = fastdmf.Checkpoint(tmp_path / "fit.npz", every=0)
+    settings = {"random_state": 0, "tol": 0.0, "max_iter": 12, "checkpoint": file}
+    with pytest.warns(UserWarning, match="MAX_ITER"):
+        whole = fastdmf.DMFCompleter(random_state=0, tol=0.0, max_iter=12).fit(stored)
+    with pytest.MonkeyPatch.context() as patch:
+        step, count = Sweeps.step, []
+
+        def cut(self):
+            step(self)
+            count.append(1)
+            if len(count) == 6:
+                raise OSError("the disk is gone")
+
+        patch.setattr(Sweeps, "step", cut)
+        with pytest.raises(OSError, match="the disk is gone"):
+            fastdmf.DMFCompleter(**settings).fit(stored)
+        count[:] = [0] * 100
+        with pytest.warns(UserWarning, match="MAX_ITER"):
+            again = fastdmf.DMFCompleter(**settings).fit(stored)
+    assert len(count) < 100 + 12
+    np.testing.assert_array_equal(again.reconstruct(), whole.reconstruct())
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({"solver": "descent"}, {}, "solver='descent' needs the entries in memory: use solver='variational'"),
+        ({"solver": "recovery"}, {}, "solver='recovery' needs the entries in memory"),
+        ({"implicit_features": True}, {}, "implicit_features=True needs the entries in memory"),
+        ({}, {"y": np.ones(3)}, "y must be None with EntryShards"),
+        ({}, {"entry_weight": np.ones(3)}, "entry_weight must be None with EntryShards"),
+        ({"width": 0}, {}, "width must be an integer >= 1"),
+    ],
+)
+def test_what_the_completer_refuses(tmp_path, settings, arguments, message):
+    stored = write_shards(tmp_path / "x", [entries()[:3]], SHAPE)
+    model = fastdmf.DMFCompleter(**settings)
+    with pytest.raises(ValueError, match=message):
+        model.fit(stored, **arguments)
+    assert not hasattr(model, "factors_")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_shards_of_one_type_fit_in_the_other(tmp_path, dtype):
+    rows, cols, values, _ = entries()
+    other = {"float32": "float64", "float64": "float32"}[dtype]
+    write_shards(tmp_path / "x", [(rows, cols, values)], SHAPE, dtype=dtype)
+    stored = EntryShards(tmp_path / "x", dtype=other)
+    solution = vbmf(stored, random_state=0, on_failure="ignore")
+    assert stored.dtype == solution.factors[0].dtype == np.dtype(other)
+    assert bits(solution) == bits(vbmf(EntryShards(tmp_path / "x"), dtype=other, random_state=0, on_failure="ignore"))
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, got 'int8'"):
+        EntryShards(tmp_path / "x", dtype="int8")
+
+
+def test_limits(tmp_path):
+    rows, cols, values, _ = entries()
+    for most in (10**6, 1):
+        stored = write_shards(tmp_path / str(most), [(rows, cols, values)], SHAPE, shard_entries=most)
+        assert stored.limits == (values.min(), values.max())
 
 
 def test_the_side_in_memory_is_one_block():
