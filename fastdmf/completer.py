@@ -19,7 +19,7 @@ from fastdmf.entries import DUPLICATES, mask_of, merge, read_entries, read_value
 from fastdmf.entry_kfold import spare_last_entries
 from fastdmf.factor_model import FactorModel
 from fastdmf.fit_parts import Parts, whole
-from fastdmf.fitting import GAIN, check_settings, descend, draw_held_out, effective_rank, report, unit_scale
+from fastdmf.fitting import GAIN, check_settings, descend, draw_held_out, effective_rank, in_range, report, unit_scale
 from fastdmf.held_entries import HeldEntries
 from fastdmf.ids import IdTable, Positions
 from fastdmf.progress import CallbackSupportMixin
@@ -584,11 +584,12 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
 
     def _clip(self, values):
         """Bring values into the bounds, in place."""
-        low, high = (
+        bounds = (
             observed if bound is None else bound
             for bound, observed in zip((self.min_value, self.max_value), self._observed)
         )
-        return np.clip(values, values.dtype.type(low), values.dtype.type(high), out=values)
+        low, high = (in_range(bound, self._model.dtype) for bound in bounds)
+        return np.clip(values, low, high, out=values)
 
     # --- the two solvers ---------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ __all__ = [
     "effective_rank",
     "explain",
     "halves",
+    "in_range",
     "matrix_attributes",
     "report",
     "split_svd",
@@ -89,6 +90,18 @@ def unit_scale(values):
     if largest in (0, np.inf):
         return largest
     return largest * float(np.sqrt(np.mean(np.square(values / largest, dtype=np.float64))))
+
+
+def in_range(bounds, dtype):
+    """Return bounds of predictions in ``dtype``: infinite ones as they are, others no further than its largest number.
+
+    Parameters
+    ----------
+    bounds : float or ndarray of float64
+    dtype : numpy dtype
+    """
+    largest = float(np.finfo(dtype).max)
+    return np.where(np.isinf(bounds), bounds, np.clip(bounds, -largest, largest)).astype(dtype)[()]
 
 
 def start_factors(estimator, shape, unit, symmetric=False):

@@ -188,6 +188,27 @@ def test_bounds(data):
         assert values.min() >= 0 and values.max() == 1.5
 
 
+@pytest.mark.parametrize(("low", "high"), [(1e300, np.inf), (-np.inf, -1e300), (-1e300, 1e300)])
+def test_bounds_beyond_the_type_of_the_values(data, low, high):
+    """The largest numbers of float32 stand for what it cannot hold."""
+    pairs, y, _ = data
+    model = DMFCompleter(random_state=0, min_value=low, max_value=high).fit(pairs, y.astype(np.float32))
+    out, largest = model.predict(pairs), np.finfo(np.float32).max
+    assert out.dtype == np.float32 and np.isfinite(out).all()
+    if low == 1e300:
+        assert (out == largest).all()
+    elif high == -1e300:
+        assert (out == -largest).all()
+    else:
+        np.testing.assert_array_equal(
+            out,
+            clone(model)
+            .set_params(min_value=-np.inf, max_value=np.inf)
+            .fit(pairs, y.astype(np.float32))
+            .predict(pairs),
+        )
+
+
 def test_constant_values():
     pairs = np.argwhere(np.ones((6, 5)))
     for solver in ("variational", "descent"):
