@@ -6,6 +6,7 @@ import signal
 # GNU OpenMP spins while it waits, which on two busy cores turns 0.3 ms into 20 ms; read once, when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -15,6 +16,10 @@ from fastdmf.operators import EntryMask, GaussianDense, GaussianSeeded, RankOne,
 # A shell that starts the tests in the background leaves Ctrl-C ignored, here and in every process started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# The same examples every time, and as long as a busy machine takes; bench/fuzz draws others.
+hypothesis.settings.register_profile("fastdmf", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("fastdmf")
 
 # For scripts that tests run in a process of their own. ru_maxrss is no substitute: it starts from what the process
 # that started it had in memory.

@@ -90,15 +90,17 @@ def test_help_is_light():
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "False\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="CPU seconds of a child")
 def test_help_is_quick():
-    """It answers in less than 0.3 s; the best of three shrugs off a busy machine."""
+    """It answers in less than 0.3 CPU seconds, which a busy machine does not change much; the best of three."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     seconds = []
     for _ in range(3):
-        begin = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "fastdmf.cli", "complete", "--help"], env=env, capture_output=True)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.3
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert 0 < min(seconds) < 0.3
 
 
 @pytest.mark.parametrize("command", ["complete", "predict", "impute", "shard", "demo", "warmup", "info"])
