@@ -126,9 +126,10 @@ class DMFCompleter(CallbackSupportMixin, RegressorMixin, BaseEstimator):
     memory and about twice the time. The model keeps its entries, 8 bytes each in float32, for ``partial_fit`` and
     ``top_k``.
 
-    Ctrl-C ends the solver between two steps: the estimator is fitted as far as it came, and a warning says so. Between
-    solvers, or pressed twice, it raises, and the estimator is what it was before ``fit``. Callbacks of scikit-learn
-    (from its version 1.9, ``set_callbacks``) see the records of the fit, and the model at its end.
+    Ctrl-C ends the solver between two steps: the estimator is fitted as far as it came, by the starts that are done
+    where there are several, and a warning says so. Before and behind the solver, or pressed twice, it raises, and the
+    estimator is what it was before ``fit``. Callbacks of scikit-learn (from its version 1.9, ``set_callbacks``) see
+    the records of the fit, and the model at its end.
 
     Examples
     --------

@@ -177,21 +177,31 @@ class History:
         return out
 
 
-class _Interrupt:
-    """Turn Ctrl-C into a flag while the loop runs, so that it ends between two steps; a second one raises."""
+class Interrupt:
+    """Turn Ctrl-C into a flag while a loop runs, so that it ends between two steps; a second one raises.
+
+    Inside another one, what one of them has seen the other has as well.
+
+    Attributes
+    ----------
+    seen : bool
+    outer : Interrupt or None
+        The one that this one is inside of.
+    """
 
     def __init__(self):
-        self.seen = False
+        self.seen, self.outer, self._previous = False, None, None
 
     def __enter__(self):
-        self._previous = None
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.getsignal(signal.SIGINT)
+            previous = signal.getsignal(signal.SIGINT)
+            owner = getattr(previous, "__self__", None)
+            if isinstance(owner, Interrupt):
+                self.outer, self.seen = owner, owner.seen
             # A handler that somebody else installed (a notebook's, say) is left alone.
-            if self._previous is signal.default_int_handler:
+            if self.outer is not None or previous is signal.default_int_handler:
+                self._previous = previous
                 signal.signal(signal.SIGINT, self._note)
-            else:
-                self._previous = None
         return self
 
     def _note(self, signum, frame):
@@ -200,6 +210,8 @@ class _Interrupt:
         self.seen = True
 
     def __exit__(self, *exception):
+        if self.outer is not None:
+            self.outer.seen |= self.seen
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
@@ -257,7 +269,8 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
     Raises
     ------
     KeyboardInterrupt
-        On a second Ctrl-C, and on one that comes when all slices have ended.
+        On a second Ctrl-C, and on one that comes when all slices have ended, unless an :class:`Interrupt` is around
+        this that has seen it now.
     """
     started = time.perf_counter()
     active = np.arange(batch)
@@ -275,7 +288,7 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
         history.resume(tree["history"])
         process.resume(tree["process"], active)
 
-    with _Interrupt() as interrupt, np.errstate(over="ignore", invalid="ignore"):
+    with Interrupt() as interrupt, np.errstate(over="ignore", invalid="ignore"):
         while True:
             values = process.record()
             relative, null_objective = values.pop("relative_loss"), values.pop("null_objective")
@@ -352,7 +365,7 @@ def drive(process, batch, stop, callback=None, checkpoint=None):
             last = min(iteration + stop.check_every, stop.max_iter)
             while iteration < last and not interrupt.seen:
                 iteration += process.step(last - iteration)
-    if interrupt.seen and not pressed:  # after the last record's decisions
+    if interrupt.seen and not pressed and interrupt.outer is None:  # after the last record's decisions
         raise KeyboardInterrupt
     return statuses, n_iter, history.arrays()
 

@@ -10,7 +10,7 @@ from fastdmf.arrays import as_host, same_home
 from fastdmf.backend import compile_clock, get_backend, thread_limits
 from fastdmf.checkpoint import CheckpointFile, digest
 from fastdmf.checks import check_count, check_number, check_seed
-from fastdmf.engine import Solution, SolveWarning, Status, Stop, drive, warn_unless_success
+from fastdmf.engine import Interrupt, Solution, SolveWarning, Status, Stop, drive, warn_unless_success
 from fastdmf.factor_model import FactorModel, FactorSide
 from fastdmf.held_entries import HeldEntries
 from fastdmf.masks import EntryMask
@@ -160,6 +160,8 @@ def vbmf(
 
     Notes
     -----
+    Ctrl-C ends the sweeps, or the fit of a rival that would be preferred; of several starts those that are done count.
+
     From shards the same sweeps run a block of rows, then of columns, at a time. A fit from one shard a side has the
     bits of the fit in memory; from several it differs by rounding, since squared errors and the mean are summed by
     block. In memory are both sides' factors, (n1 + n2) times the padded width, a few numbers a row and column, and at
@@ -225,29 +227,38 @@ def vbmf(
             held = mask if isinstance(mask, HeldEntries) else HeldEntries(mask, y, weights=weights, dtype=dtype)
             mean, parts = held.mean, held.parts
             entries = _Entries(backend, held.rows, held.columns, mask.shape[1], held.dtype)
-        fits, ends = [], []
-        for k in range(n_init):
-            process = _Fit(entries, settings, [seed, k] if k else seed, features)
-            file = None
-            if checkpoint is not None:
-                run = digest("vbmf", settings, features, max_iter, tol, seed, k, *parts)
-                file = CheckpointFile(checkpoint, run, f".{k}" if k else "")
-            statuses, n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback, file)
-            # The evidence of a fit that was cut short says little beside that of simpler ones, which are ready sooner.
-            untied = False
-            if statuses[0] is Status.CONVERGED or (statuses[0] is Status.MAX_ITER and max_iter >= enough):
-                untied = process.prefer_untied(max_iter, float(tol))
-                if features_may_hurt:
-                    process.prefer_no_features(max_iter, float(tol))
-                process.prefer_biases(max_iter, float(tol))
-            fits.append(process)
-            ends.append((statuses[0], int(n_iter[0]), history))
-            if stopped := statuses[0] in (Status.STOPPED, Status.INTERRUPTED):
-                break
+        fits, ends, stopped = [], [], None
+        with Interrupt() as interrupt:
+            for k in range(n_init):
+                process = _Fit(entries, settings, [seed, k] if k else seed, features)
+                file = None
+                if checkpoint is not None:
+                    run = digest("vbmf", settings, features, max_iter, tol, seed, k, *parts)
+                    file = CheckpointFile(checkpoint, run, f".{k}" if k else "")
+                (status,), n_iter, history = drive(process, 1, Stop(max_iter, 1, float(tol)), callback, file)
+                if status in (Status.STOPPED, Status.INTERRUPTED):
+                    stopped = status
+                    if fits:  # which were done: a start that was cut short would spoil their mean
+                        break
+                # The evidence of a fit that was cut short says little beside that of simpler ones, which are ready
+                # sooner.
+                untied = False
+                if status is Status.CONVERGED or (status is Status.MAX_ITER and max_iter >= enough):
+                    limits = max_iter, float(tol), interrupt
+                    untied = process.prefer_untied(*limits)
+                    if features_may_hurt:
+                        process.prefer_no_features(*limits)
+                    process.prefer_biases(*limits)
+                fits.append(process)
+                ends.append((status, int(n_iter[0]), history))
+                if interrupt.seen:
+                    stopped = Status.INTERRUPTED
+                if stopped is not None:
+                    break
         best = max(range(len(fits)), key=lambda k: fits[k].evidence)
         status, n_iter, history = ends[best]
-        if stopped:
-            status = statuses[0]
+        if stopped is not None:
+            status = stopped
         sweeps = [process.sweeps for process in fits]
         # What comes needs no entries by column, of which there may be gigabytes.
         entries.release()
@@ -255,7 +266,7 @@ def vbmf(
             fit.finish()
         factors = same_home(_balanced_factors(sweeps, 3 if depth is None else int(depth)), home)
     if on_failure == "warn":
-        warn_unless_success([status for status, *_ in ends])
+        warn_unless_success([end for end, *_ in ends] if stopped is None else [stopped])
         if untied and depth is not None:
             warnings.warn(
                 f"prior variances tied as by depth={depth} let most components die: they were left untied, as by "
@@ -415,15 +426,15 @@ class _Fit:
         }
         return {name: np.array([value]) for name, value in values.items()}
 
-    def prefer_no_features(self, max_iter, tol):
+    def prefer_no_features(self, max_iter, tol, interrupt):
         """Go back to a fit without features of the mask where the evidence is its.
 
         A mask that says nothing of the values costs accuracy: its coefficients are noise.
         """
         if self.sweeps.rows.regression is not None and self.sweeps.done > _STOP_FROM:
-            self._prefer(self._settings, 0, max_iter, tol)
+            self._prefer(self._settings, 0, max_iter, tol, interrupt)
 
-    def prefer_untied(self, max_iter, tol):
+    def prefer_untied(self, max_iter, tol, interrupt):
         """Go to variances of their own where tied ones let most components die; return whether it was done.
 
         The evidence rises all through such a collapse, but that of untied variances is higher still.
@@ -431,9 +442,9 @@ class _Fit:
         settings = self._settings
         if settings.theta == 1 or self.sweeps.alive >= _COLLAPSED * settings.width or self.sweeps.done <= _STOP_FROM:
             return False
-        return self._prefer(replace(settings, theta=1.0), self._features, max_iter, tol)
+        return self._prefer(replace(settings, theta=1.0), self._features, max_iter, tol, interrupt)
 
-    def prefer_biases(self, max_iter, tol):
+    def prefer_biases(self, max_iter, tol, interrupt):
         """Go back to biases alone where the evidence is theirs.
 
         On very sparse masks components die too slowly: without this, masks of 1 to 5 entries a row with little
@@ -444,13 +455,17 @@ class _Fit:
         settings = self._settings
         if not settings.biases or self.sweeps.components == 0 or self.evidence > most or self.sweeps.done < 2:
             return
-        self._prefer(Settings(settings.theta, 0, True), 0, max_iter, tol)
+        self._prefer(Settings(settings.theta, 0, True), 0, max_iter, tol, interrupt)
 
-    def _prefer(self, settings, features, max_iter, tol):
-        """Fit a rival and take it where its evidence is higher; return whether it was."""
+    def _prefer(self, settings, features, max_iter, tol, interrupt):
+        """Fit a rival and take it where its evidence is higher; return whether it was. Ctrl-C ends the rival."""
+        if interrupt.seen:
+            return False
         rival = self._entries.sweeps(settings, self._seed, features)
         evidence = -np.inf
         for _ in range(max_iter):
+            if interrupt.seen:
+                return False
             gain, evidence = _step(rival, evidence)
             if gain <= tol or (rival.done >= _STOP_FROM and evidence + _HOPE * gain < self.evidence):
                 break

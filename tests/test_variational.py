@@ -1,13 +1,14 @@
 """vbmf: components that the data support, noise estimates, equivariance, features of the mask, bad input."""
 
 import itertools
+import signal
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
 import fastdmf
-from fastdmf.alternating import balancing_rotations
+from fastdmf.alternating import Sweeps, balancing_rotations
 from fastdmf.backend import get_backend
 from fastdmf.engine import SolveWarning, Status
 from fastdmf.mask_features import Regression
@@ -389,3 +390,67 @@ def test_bad_input(change, error, message):
     arguments = {"mask": mask, "y": y, **change}
     with pytest.raises(error, match=message):
         vbmf(arguments.pop("mask"), arguments.pop("y"), **arguments)
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+class Press:
+    """Ctrl-C at the n-th call of a function, or several times."""
+
+    def __init__(self, monkeypatch, owner, name, at, times=1):
+        self.count, self.at, self._call = 0, at, getattr(owner, name)
+        press = self
+
+        def call(*args, **kwargs):
+            press.count += 1
+            for _ in range(times if press.count == press.at else 0):
+                signal.raise_signal(signal.SIGINT)
+            return press._call(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+def interrupted(mask, y, **options):
+    previous = signal.getsignal(signal.SIGINT)
+    with pytest.warns(SolveWarning, match="INTERRUPTED"):
+        solution = vbmf(mask, y, random_state=0, **options)
+    assert solution.status is Status.INTERRUPTED and signal.getsignal(signal.SIGINT) is previous
+    return solution
+
+
+def test_ctrl_c_in_a_rival_fit_leaves_the_fit(monkeypatch):
+    """That without features begins when the one with them is done."""
+    mask, y, _ = ratings(200, 150, 3_000, 2, 0.5)
+    done = vbmf(mask, y, implicit_features=True, random_state=0)
+    for later in (1, 4):
+        with monkeypatch.context() as patch:
+            press = Press(patch, Sweeps, "step", done.n_iter + later)
+            solution = interrupted(mask, y)
+        assert press.count == press.at and np.array_equal(solution.matrix(), done.matrix())
+        assert solution.n_iter == done.n_iter
+
+
+@pytest.mark.parametrize("place", ["as the second starts", "in the second", "at the end of the second"])
+def test_ctrl_c_among_several_starts_keeps_those_that_are_done(monkeypatch, place):
+    mask, y, _ = ratings(200, 150, 3_000, 2, 0.5)
+    options = {"implicit_features": False, "width": 4}
+    first, both = (vbmf(mask, y, n_init=n, random_state=0, **options) for n in (1, 2))
+    steps = first.n_iter + {"in the second": 2, "at the end of the second": both.n_eval - first.n_iter}.get(place, 0)
+    patched = (Sweeps, "start", 2) if place == "as the second starts" else (Sweeps, "step", steps)
+    with monkeypatch.context() as patch:
+        press = Press(patch, *patched)
+        solution = interrupted(mask, y, n_init=3, **options)
+    assert press.count == press.at
+    assert len(solution.fits) == 1
+    assert np.array_equal(solution.matrix(), first.matrix())
+
+
+def test_a_second_ctrl_c_raises(monkeypatch):
+    mask, y, _ = ratings(200, 150, 3_000, 2, 0.5)
+    done = vbmf(mask, y, implicit_features=True, random_state=0).n_iter
+    previous = signal.getsignal(signal.SIGINT)
+    Press(monkeypatch, Sweeps, "step", done + 2, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        vbmf(mask, y, random_state=0)
+    assert signal.getsignal(signal.SIGINT) is previous
