@@ -1,6 +1,7 @@
 """Reading entries from CSV: seconds and peak memory, and the seconds until an error names its line.
 
     python bench/files.py [--entries 10e6] [--folder /tmp]
+    python bench/files.py --entries 100e6 --shard       # ``fastdmf shard``, which takes a file part by part
 
 Every case runs in a process of its own, whose peak (VmHWM) counts imports and the result. The bad line is the last but
 one.
@@ -30,6 +31,20 @@ with open("/proc/self/status") as status:
 print(f"{seconds:.2f} s, peak {peak / 1e3:.0f} MB: {said}")
 """
 
+SHARD = """
+import sys, time
+from pathlib import Path
+from fastdmf import cli
+begin = time.perf_counter()
+folder = Path(sys.argv[1]).with_name("shards")
+assert cli.main(["shard", sys.argv[1], "--out", str(folder), "--quiet"]) == 0
+seconds = time.perf_counter() - begin
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+size = sum(file.stat().st_size for file in folder.iterdir())
+print(f"{seconds:.1f} s, peak {peak / 1e3:.0f} MB: {size / 1e6:.0f} MB of shards")
+"""
+
 
 def write(path, count, prefix="", bad=None):
     """Write a header and ``count`` entries, ten a row; ``bad`` takes the place of the last line but one."""
@@ -38,7 +53,9 @@ def write(path, count, prefix="", bad=None):
         file.write("user,item,rating\n")
         for start in range(0, count, 1_000_000):
             n = min(1_000_000, count - start)
-            rows, cols, values = np.arange(start, start + n) // 10, rng.integers(0, 100_000, n), rng.integers(1, 6, n)
+            rows, values = np.arange(start, start + n) // 10, rng.integers(1, 6, n)
+            # Ten different ones a row, wherever it is cut.
+            cols = (7919 * (np.arange(start, start + n) % 10) + 31 * rows) % 100_000
             lines = [
                 f"{prefix}{i},{prefix}{j},{v}.5\n" for i, j, v in zip(rows.tolist(), cols.tolist(), values.tolist())
             ]
@@ -52,18 +69,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--entries", type=float, default=10e6)
     parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
+    parser.add_argument("--shard", action="store_true", help="make shards instead")
     args = parser.parse_args()
-    cases = {
-        "integer ids": {},
-        "string ids": {"prefix": "u"},
-        "a column too many": {"bad": "1,2,3,4\n"},
-        "no number": {"bad": "1,2,three\n"},
-    }
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for name, options in cases.items():
+    cases = {"integer ids": {}, "string ids": {"prefix": "u"}}
+    if not args.shard:
+        cases |= {"a column too many": {"bad": "1,2,3,4\n"}, "no number": {"bad": "1,2,three\n"}}
+    for name, options in cases.items():
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             path = Path(folder) / "entries.csv"
             write(path, int(args.entries), **options)
-            done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
+            command = [sys.executable, "-c", SHARD if args.shard else READ, path]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
             print(f"{name:<20} {path.stat().st_size / 1e6:.0f} MB  {done.stdout.strip()}", flush=True)
 
 

@@ -424,7 +424,7 @@ examples:
         type=Path,
         nargs="+",
         metavar="ENTRIES",
-        help="files in any format that 'complete' reads; one of them at a time is in memory",
+        help="files in any format that 'complete' reads; text and parquet may be larger than memory",
     )
     group = parser.add_argument_group("what is written")
     group.add_argument("--out", type=Path, metavar="FOLDER", help="new or empty folder")

@@ -3,11 +3,10 @@
 import re
 import time
 
-from fastdmf.column_text import TableError
 from fastdmf.command_files import Files, UsageError, reading_of
 from fastdmf.command_fit import note
 from fastdmf.shards import write_shards
-from fastdmf.tables import read_entries
+from fastdmf.tables import MixedIdsError, TableError, iter_entries
 
 __all__ = ["shard"]
 
@@ -22,40 +21,54 @@ def shard(args):
         paths = [files.read(path) for path in args.entries]
         if any(path.resolve() == args.out.resolve() for path in paths):
             raise UsageError(f"--out {args.out} is an input: name another folder")
-        try:
-            shards = write_shards(
-                args.out,
-                _parts(args, paths),
-                ids=not args.positions,
-                dtype=args.dtype,
-                shard_entries=args.shard_entries,
-            )
-        except (TypeError, ValueError) as error:
-            raise type(error)(_by_file(str(error), args.entries)) from error
+        shards = _written(args, paths)
     seconds = time.perf_counter() - begin
     note(args, f"{shards.size} entries of {shards.shape[0]} rows and {shards.shape[1]} columns, {seconds:.1f} s")
     return 0
 
 
-def _parts(args, paths):
-    """Yield the entries of one file after the other, with ids as those of the first: texts, or integers."""
+def _written(args, paths):
+    """Return the shards, with ids as texts on a side where any file has one that is no integer."""
+    texts = set()
+    while True:
+        names = []  # of the files that the parts come from
+        try:
+            return write_shards(
+                args.out,
+                _parts(args, paths, texts, names),
+                ids=not args.positions,
+                dtype=args.dtype,
+                shard_entries=args.shard_entries,
+            )
+        except MixedIdsError as error:
+            if args.positions:
+                raise
+            texts.add(error.side)
+            note(args, f"{error.side} ids that are texts come behind integers: all are read as texts, once more")
+        except (TypeError, ValueError) as error:
+            raise type(error)(_by_file(str(error), names)) from error
+
+
+def _parts(args, paths, texts, names):
+    """Yield the entries of one file after the other part by part; ids are texts on the sides ``texts``.
+
+    Sides whose ids are texts in the first part join these.
+    """
     columns = dict(zip(("row", "column", "value"), args.columns or ()))
-    text = None
     for given, path in zip(args.entries, paths):
-        rows, cols, values = read_entries(path, **columns, **reading_of(args))
-        if values is None:
-            raise TableError(f"{given} holds pairs without values: entries are row, column, value")
-        text = [ids.dtype == object for ids in (rows, cols)] if text is None else text
-        sides = [_as_first(given, *side) for side in zip(("row", "column"), (rows, cols), text)]
-        note(args, f"{given}: {len(values)} entries")
-        yield *sides, values
-
-
-def _as_first(given, name, ids, text):
-    """Return ids as texts where those of the first file are."""
-    if ids.dtype == object and not text:
-        raise TableError(f"{given}: its {name} ids are texts, those of the first file integers: name this file first")
-    return ids.astype(str).astype(object) if text and ids.dtype != object else ids
+        total = 0
+        for *ids, values in iter_entries(path, texts=texts, **columns, **reading_of(args)):
+            if values is None:
+                raise TableError(f"{given} holds pairs without values: entries are row, column, value")
+            found = {side for side, part in zip(("row", "column"), ids) if part.dtype == object}
+            if names and (later := found - texts):
+                side = min(later)
+                raise MixedIdsError(f"{given} has {side} ids that are texts behind others that are integers", side)
+            texts |= found
+            names.append(given)
+            total += len(values)
+            yield *ids, values
+        note(args, f"{given}: {total} entries")
 
 
 def _by_file(text, names):

@@ -21,10 +21,21 @@ from fastdmf.column_text import ColumnText, TableError, first_null, load_pyarrow
 from fastdmf.files import open_file, whole_file
 from fastdmf.ids import read_ids
 
-__all__ = ["Table", "TableError", "read_entries", "read_table", "write_entries", "write_table"]
+__all__ = [
+    "MixedIdsError",
+    "Table",
+    "TableError",
+    "iter_entries",
+    "read_entries",
+    "read_table",
+    "write_entries",
+    "write_table",
+]
 
 _SHOWN = 200  # characters of others' errors, which may quote what they found
 _BATCH = 1 << 20  # rows of parquet read, and of any file written, at a time
+_PART = 1 << 22  # entries of a part, 24 bytes each: what is made of them is some ten times that
+_SIDES = "row", "column"
 # What pandas, R and spreadsheets write where there is nothing.
 _MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-nan", "null", "NULL", "None")
 # What scipy pads with zeros that nobody observed.
@@ -51,6 +62,19 @@ class Table(NamedTuple):
     values: np.ndarray
     columns: list | None
     rows: np.ndarray | None
+
+
+class MixedIdsError(TableError):
+    """Ids of one side that are integers in the first parts of a file and texts in a later one.
+
+    Attributes
+    ----------
+    side : {"row", "column"}
+    """
+
+    def __init__(self, message, side):
+        super().__init__(message)
+        self.side = side
 
 
 def read_entries(
@@ -110,17 +134,78 @@ def read_entries(
     >>> rows.tolist(), columns.tolist(), values.tolist()
     (['ann', 'bob'], [12, 7], [4.5, 3.0])
     """
+    layout = {"separator": separator, "header": header, "decimal": decimal, "encoding": encoding}
+    (entries,) = _parts(path, (row, column, value), layout, np.inf, ())
+    return entries
+
+
+def iter_entries(path, *, texts=(), size=_PART, row=None, column=None, value=None, **layout):
+    r"""Yield the entries of a file part by part, so that it may be larger than memory.
+
+    Parameters
+    ----------
+    path, row, column, value
+        As of :func:`read_entries`. Text and parquet come in parts; a matrix is one.
+    texts : collection of str
+        Sides, of "row" and "column", whose ids are texts whatever they look like. Those of another are integers if
+        they are in the first part.
+    size : int
+        Least number of entries of a part, the last one aside.
+    **layout
+        ``separator``, ``header``, ``decimal`` and ``encoding``, as of :func:`read_entries`.
+
+    Yields
+    ------
+    rows, columns, values
+        As :func:`read_entries` returns them.
+
+    Raises
+    ------
+    MixedIdsError
+        If ids are texts behind parts in which they were integers: begin again with their side among ``texts``.
+    TableError, OSError, ImportError
+        As :func:`read_entries`.
+
+    See Also
+    --------
+    fastdmf.write_shards : Takes parts.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import fastdmf
+    >>> from fastdmf.tables import iter_entries
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "ratings.csv")
+    ...     with open(path, "w") as file:
+    ...         _ = file.write("ann,12,4\nbob,7,3\ncid,7,5\n")
+    ...     fastdmf.write_shards(os.path.join(folder, "entries"), iter_entries(path, size=2), ids=True)
+    <EntryShards: 3 x 2, 3 entries, 1 + 1 shards>
+    """
+    if isinstance(texts, str) or not set(texts) <= set(_SIDES):
+        raise ValueError(f"texts must hold 'row', 'column' or both, got {texts!r}")
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+        raise ValueError(f"size must be an integer >= 1, got {size!r}")
+    usual = {"separator": None, "header": "auto", "decimal": ".", "encoding": "utf-8"}
+    if unknown := set(layout) - set(usual):
+        raise TypeError(f"iter_entries() got an unexpected keyword argument {min(unknown)!r}")
+    yield from _parts(path, (row, column, value), usual | layout, size, texts)
+
+
+def _parts(path, wanted, layout, size, texts):
+    """Yield what :func:`iter_entries` does."""
     kind = _kind(path)
     if kind == "text":
-        text = ColumnText(path, separator, header, decimal, encoding)
-        return _entries_of_text(text, (row, column, value))
-    if kind == "parquet":
-        return _entries_of_parquet(path, (row, column, value))
-    for name, given in (("row", row), ("column", column), ("value", value)):
-        if given is not None and given is not False:
-            raise TableError(f"{path!s} is a matrix without named columns: leave out {name}={given!r}")
-    entries = _entries_of_matrix(path, _read_matrix(path, kind))
-    return (*entries[:2], None) if value is False else entries
+        yield from _parts_of_text(ColumnText(path, **layout), wanted, size, _Ids(path, texts))
+    elif kind == "parquet":
+        yield from _parts_of_parquet(path, wanted, size, _Ids(path, texts, lines=False))
+    else:
+        for name, given in zip((*_SIDES, "value"), wanted):
+            if given is not None and given is not False:
+                raise TableError(f"{path!s} is a matrix without named columns: leave out {name}={given!r}")
+        *ids, values = _entries_of_matrix(path, _read_matrix(path, kind))
+        ids = [_as_texts(part) if side in texts else part for side, part in zip(_SIDES, ids)]
+        yield *ids, None if wanted[2] is False else values
 
 
 def read_table(path, *, rows="auto", separator=None, header="auto", missing=(), decimal=".", encoding="utf-8"):
@@ -312,7 +397,37 @@ def _kind_by_name(path, kinds):
 # --- entries -----------------------------------------------------------------------------------------------------
 
 
-def _entries_of_text(text, wanted):
+class _Ids:
+    """What the ids of either side are, integers or texts, as the first part of a file says."""
+
+    def __init__(self, path, texts, lines=True):
+        self.path, self._lines = path, lines
+        self._texts = [True if side in texts else None for side in _SIDES]
+
+    def joined(self, axis, chunks):
+        """Return the ids of a part, one array: dictionary arrays, or integers; the chunks are let go."""
+        text, known = self._texts[axis], self._texts[axis] is not None
+        if isinstance(chunks[0], np.ndarray):
+            ids = _joined(chunks)
+            ids = _as_texts(ids) if text else ids
+        else:
+            ids = _ids(self.path, chunks, text=bool(text) or not self._lines, lines=self._lines)
+        self._texts[axis] = ids.dtype == object
+        if known and self._texts[axis] != text:
+            side = _SIDES[axis]
+            raise MixedIdsError(
+                f"{self.path!s} has {side} ids that are texts behind others that are integers: read them all as texts, "
+                f"texts=({side!r},)",
+                side,
+            )
+        return ids
+
+
+def _as_texts(ids):
+    return ids.astype(str).astype(object)
+
+
+def _parts_of_text(text, wanted, size, kinds):
     if any(isinstance(name, str) for name in wanted):
         if text.told is not True and text.told != "auto":
             raise TableError(f"{text.path!s}: columns are named, which header=False says there are no names for")
@@ -322,8 +437,12 @@ def _entries_of_text(text, wanted):
     places = _places(text.path, text.names, text.width, wanted)
     if text.told == "auto" and not text.header:
         text.header = _heads_entries(text, places)
-    ids, values = ([], []), []
+    ids, values, held, total = ([], []), [], 0, 0
     floats = [] if places[2] is None else [places[2]]
+
+    def part():
+        return *(kinds.joined(axis, chunks) for axis, chunks in enumerate(ids)), _joined(values) if floats else None
+
     for first, batch in text.batches(floats, places[:2], ("",), ids_missing=True):
         for chunks, what, place in zip((*ids, values), ("row id", "column id", "value"), places):
             if place is None:
@@ -336,10 +455,14 @@ def _entries_of_text(text, wanted):
                     "write it, or leave the line out"
                 )
             chunks.append(data if what != "value" else _finite_numbers(text, first, place, data))
-    if not ids[0] or not sum(map(len, ids[0])):
+        held, total = held + len(batch), total + len(batch)
+        if held >= size:
+            yield part()
+            held = 0
+    if not total:
         raise TableError(f"{text.path!s} holds names and no entries: entries are one a line, below them")
-    rows, columns = (_ids(text.path, chunks) for chunks in ids)
-    return rows, columns, _joined(values) if floats else None
+    if held:
+        yield part()
 
 
 def _places(path, names, width, wanted):
@@ -401,19 +524,23 @@ def _finite_numbers(text, first, place, data):
     return numbers
 
 
-def _ids(path, chunks, exact=False):
-    """Return ids of dictionary arrays, which are let go: int64 where all are plain integers, unless ``exact``."""
+def _ids(path, chunks, *, text=False, lines=True):
+    """Return ids of dictionary arrays, which are let go: int64 where all are plain integers, unless ``text``.
+
+    An id with more than one line in it is refused if ``lines``.
+    """
     pyarrow = load_pyarrow()
     whole = pyarrow.chunked_array(chunks).unify_dictionaries().chunks
     chunks.clear()
     distinct = whole[0].dictionary
     names = None
-    if not exact:
+    if lines:
         broken = distinct.filter(pyarrow.compute.match_substring(distinct, "\n"))
         if len(broken):
             raise TableError(
                 f"{path!s}: the id {short(broken[0].as_py())} goes on in the next line: is a quote left open?"
             )
+    if not text:
         trimmed = pyarrow.compute.utf8_trim_whitespace(distinct)
         if pyarrow.compute.all(pyarrow.compute.match_substring_regex(trimmed, _PLAIN_INTEGER)).as_py():
             try:
@@ -510,12 +637,17 @@ def _parquet(path):
         raise TableError(f"{path!s} is damaged, or no parquet file ({said}): copy it again") from None
 
 
-def _entries_of_parquet(path, wanted):
+def _parts_of_parquet(path, wanted, size, kinds):
     with _parquet(path) as parquet:
         names = parquet.schema_arrow.names
         places = _places(path, names, len(names), wanted)
         chunks = [[], [], []]
-        at = 0
+        at, held = 0, 0
+
+        def part():
+            ids = (kinds.joined(axis, chunks[axis]) for axis in (0, 1))
+            return *ids, None if places[2] is None else _joined(chunks[2])
+
         used = [place for place in places if place is not None]
         for batch in parquet.iter_batches(_BATCH, columns=[names[k] for k in used]):
             for k, place in enumerate(places):
@@ -529,13 +661,14 @@ def _entries_of_parquet(path, wanted):
                 if k == 2 and not np.isfinite(chunks[k][-1]).all():
                     row = at + int(np.isfinite(chunks[k][-1]).argmin())
                     raise TableError(f"{path!s}, row {row} (from 0), {where}: no finite number: leave the entry out")
-            at += len(batch)
-    if not at:
-        raise TableError(f"{path!s} holds no entries")
-    rows, columns = (
-        _joined(part) if isinstance(part[0], np.ndarray) else _ids(path, part, exact=True) for part in chunks[:2]
-    )
-    return rows, columns, _joined(chunks[2]) if chunks[2] else None
+            at, held = at + len(batch), held + len(batch)
+            if held >= size:
+                yield part()
+                held = 0
+        if not at:
+            raise TableError(f"{path!s} holds no entries")
+        if held:
+            yield part()
 
 
 def _table_of_parquet(path, rows):
@@ -569,7 +702,7 @@ def _table_of_parquet(path, rows):
     if not floats or not sum(map(len, values)):
         raise TableError(f"{path!s} holds no numbers: it has the columns {names} and {sum(map(len, values))} rows")
     if ids:
-        ids = _joined(ids) if isinstance(ids[0], np.ndarray) else _ids(path, ids, exact=True)
+        ids = _joined(ids) if isinstance(ids[0], np.ndarray) else _ids(path, ids, text=True, lines=False)
     return Table(_joined(values), [names[k] for k in floats], None if at is None else ids)
 
 

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from itertools import chain
+from functools import partial
+from itertools import chain, permutations
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy import io as scipy_io
 from scipy import sparse
 
 import fastdmf
-from fastdmf import alternating, cli, tables
+from fastdmf import alternating, cli, command_shards, tables
 
 csv = pytest.importorskip("pyarrow.csv", reason="text and parquet files need pyarrow")
 ROOT = Path(__file__).resolve().parent.parent
@@ -439,14 +440,62 @@ def test_options_beside_shards(place):
 
 
 def test_texts_and_integers_in_shards(place, capsys):
-    """Ids of the first file say of what kind they are."""
-    Path("texts.csv").write_text("a,1,2\n7,2,3\n")
-    Path("numbers.csv").write_text("7,1,4\n8,1,5\n")
-    run("shard", "texts.csv", "numbers.csv", "--out", "shards")
-    assert sorted(fastdmf.EntryShards("shards").row_ids.tolist()) == ["7", "8", "a"]
-    code, err = refused(capsys, "shard", "numbers.csv", "texts.csv", "--out", "others", "--quiet")
-    assert (code, "texts.csv: its row ids are texts, those of the first file integers" in err) == (1, True)
+    """One text among them, and all ids of that side are texts as they stand; whichever file comes first."""
+    Path("texts.csv").write_text("a,1,2\n007,2,3\n")
+    Path("numbers.csv").write_text("7,1,4\n8,3,5\n")
+    pd.DataFrame({"row": [9, 7], "column": [1, 2], "value": [1.0, 2.0]}).to_parquet("numbers.parquet")
+    files = "texts.csv", "numbers.csv", "numbers.parquet"
+    for order in permutations(files):
+        assert cli.main(["shard", *order, "--out", "-".join(order)]) == 0
+        err = capsys.readouterr().err
+        assert ("row ids that are texts come behind integers: all are read as texts" in err) == (order[0] != files[0])
+        shards = fastdmf.EntryShards("-".join(order))
+        assert shards.size == 6 and sorted(shards.column_ids.tolist()) == [1, 2, 3]
+        assert sorted(shards.row_ids.tolist()) == ["007", "7", "8", "9", "a"]
+        entries = zip(*map(np.concatenate, zip(*shards.parts())))
+        found = {(shards.row_ids[i], shards.column_ids[j]): v for i, j, v in entries}
+        assert found["7", 1] == 4 and found["7", 2] == 2 and found["007", 2] == 3 and found["9", 1] == 1
+    code, err = refused(capsys, "shard", "numbers.csv", "texts.csv", "--positions", "--out", "others", "--quiet")
+    assert (code, "texts.csv has row ids that are texts behind others that are integers" in err) == (1, True)
     assert not Path("others").exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_files_larger_than_a_part_become_shards(place, capsys, monkeypatch, suffix):
+    """Part by part, to the same shards as from one part; errors name the file and the line, or the ids."""
+    frame = ratings()
+    frame.to_parquet("f.parquet") if suffix == ".parquet" else frame.to_csv(f"f{suffix}", index=False)
+    run("shard", f"f{suffix}", "--out", "one")
+    sizes = []
+    whole = fastdmf.EntryShards("one")
+    monkeypatch.setattr(command_shards, "iter_entries", partial(tables.iter_entries, size=50))
+    monkeypatch.setattr("fastdmf.tables._BATCH", 60)
+    monkeypatch.setattr("fastdmf.column_text._BLOCK", 600)
+    parts = command_shards.write_shards
+    spied = lambda folder, given, **options: parts(folder, counted(given, sizes), **options)  # noqa: E731
+    monkeypatch.setattr(command_shards, "write_shards", spied)
+    assert cli.main(["shard", f"f{suffix}", "--out", "many"]) == 0
+    assert len(sizes) > 4 and sum(sizes) == len(frame) and max(sizes) < 150
+    many = fastdmf.EntryShards("many")
+    assert sorted(many.row_ids.tolist()) == sorted(whole.row_ids.tolist())
+    rows = [{(s.row_ids[i], s.column_ids[j], v) for part in s.parts() for i, j, v in zip(*part)} for s in (whole, many)]
+    assert rows[0] == rows[1] and f"f{suffix}: {len(frame)} entries" in capsys.readouterr().err
+    if suffix == ".csv":
+        with open("f.csv", "a") as file:
+            file.write(f"{frame.user[0]},{frame.item[0]},3\n")
+        code, err = refused(capsys, "shard", "f.csv", "--out", "twice", "--quiet")
+        assert (code, f"row {frame.user[0]}, column {frame.item[0]}: leave all but one out" in err) == (1, True)
+        with open("f.csv", "a") as file:
+            file.write("u,1,x\n")
+        code, err = refused(capsys, "shard", "f.csv", "--out", "bad", "--quiet")
+        assert (code, f"f.csv, line {len(frame) + 3}, column 'rating': 'x' is no number" in err) == (1, True)
+        assert not Path("bad").exists() and not Path("twice").exists()
+
+
+def counted(parts, sizes):
+    for part in parts:
+        sizes.append(len(part[0]))
+        yield part
 
 
 @pytest.mark.parametrize(

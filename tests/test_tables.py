@@ -20,7 +20,15 @@ from scipy import sparse
 
 import fastdmf
 from fastdmf import column_text, files, tables
-from fastdmf.tables import TableError, read_entries, read_table, write_entries, write_table
+from fastdmf.tables import (
+    MixedIdsError,
+    TableError,
+    iter_entries,
+    read_entries,
+    read_table,
+    write_entries,
+    write_table,
+)
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
@@ -822,7 +830,93 @@ def test_mutated_matrix_market_files(tmp_path):
     assert int(done.stdout) > 300 and done.stderr == ""
 
 
+# --- part by part ----------------------------------------------------------------------------------------------------
+
+
+def parts_of(path, **options):
+    parts = list(iter_entries(path, **options))
+    return parts, [np.concatenate(side) if side[0] is not None else None for side in zip(*parts)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet", ".npz"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_parts_are_the_whole(tmp_path, monkeypatch, suffix, pairs):
+    monkeypatch.setattr("fastdmf.column_text._BLOCK", 300)
+    monkeypatch.setattr(tables, "_BATCH", 25)
+    rng = np.random.default_rng(0)
+    rows, cols = np.divmod(rng.choice(2000, 400, replace=False), 40)
+    names = rows if suffix == ".npz" else np.array([f"u{i}" for i in rows], object)
+    path = tmp_path / f"f{suffix}"
+    write_entries(path, names, cols, None if pairs and suffix != ".npz" else np.round(rng.standard_normal(400), 3))
+    value = {"value": False} if pairs else {}
+    whole = read_entries(path, **value)
+    parts, joined = parts_of(path, size=60, **value)
+    if suffix == ".npz":
+        assert len(parts) == 1
+    else:
+        assert len(parts) >= 4 and all(60 <= len(part[0]) < 120 for part in parts[:-1])
+    for one, other in zip(joined, whole):
+        if other is None:
+            assert one is None and pairs
+        else:
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+    assert sum(1 for _ in iter_entries(path, **value)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_ids_of_parts_are_of_one_kind(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("fastdmf.column_text._BLOCK", 40)
+    path = tmp_path / f"f{suffix}"
+    numbers = np.arange(100, 140)
+    write_entries(path, numbers, numbers, np.ones(40))
+    for texts in ((), ("row",), ["column"], {"row", "column"}):
+        _, (rows, columns, _) = parts_of(path, size=5, texts=texts)
+        for side, ids in (("row", rows), ("column", columns)):
+            expected = numbers.astype(str) if side in texts else numbers
+            assert ids.tolist() == expected.tolist() and (ids.dtype == object) == (side in texts)
+    if suffix == ".csv":
+        with open(path, "a") as file:
+            file.write("007,9,1\n")
+        with pytest.raises(MixedIdsError, match="f.csv has row ids that are texts behind .*texts=.'row',.") as caught:
+            parts_of(path, size=5)
+        assert caught.value.side == "row" and isinstance(caught.value, TableError)
+        parts, (rows, columns, _) = parts_of(path, size=5, texts=("row",))
+        assert rows.tolist() == [*numbers.astype(str), "007"] and columns.dtype == np.int64
+        # Texts first are texts throughout.
+        path.write_text("a,1,1\n" + "".join(f"{k},1,1\n" for k in range(50)))
+        assert parts_of(path, size=5)[1][0].tolist() == ["a", *map(str, range(50))]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"texts": "row"}, ValueError, "texts must hold 'row', 'column' or both, got 'row'"),
+        ({"texts": ["value"]}, ValueError, "texts must hold 'row', 'column' or both"),
+        ({"size": 0}, ValueError, "size must be an integer >= 1, got 0"),
+        ({"size": 2.5}, ValueError, "size must be an integer >= 1, got 2.5"),
+        ({"sep": ","}, TypeError, "unexpected keyword argument 'sep'"),
+        ({"row": "user"}, TableError, "has no column 'user'"),
+    ],
+)
+def test_parts_refuse(tmp_path, options, error, message):
+    path = tmp_path / "f.csv"
+    path.write_text("a,b,c\n1,2,3\n")
+    with pytest.raises(error, match=message):
+        next(iter_entries(path, **options))
+
+
+def test_a_line_of_a_later_part_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastdmf.column_text._BLOCK", 40)
+    path = tmp_path / "f.csv"
+    path.write_text("r,c,v\n" + "1,2,3\n" * 50 + "1,2,three\n")
+    parts = iter_entries(path, size=5)
+    assert len(next(parts)[0]) >= 5
+    with pytest.raises(TableError, match="f.csv, line 52, column 'v': 'three' is no number"):
+        list(parts)
+
+
 def test_examples():
     """The docstrings' examples give what they say."""
     results = doctest.testmod(tables)
-    assert results.attempted == 4 and results.failed == 0
+    assert results.attempted == 8 and results.failed == 0
