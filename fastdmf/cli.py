@@ -131,7 +131,8 @@ def _warnings_as_lines(args):
 def _explained(error, args):
     """Return one line for an error, in terms of the command line where it names arguments of the library."""
     if isinstance(error, MemoryError):
-        return f"out of memory{f' ({error})' if str(error) else ''}: take fewer entries or cells at a time"
+        said = f" ({error})" if str(error) else ""
+        return f"out of memory{said}: take fewer cells at a time; 'fastdmf shard' takes files of entries of any size"
     text = " ".join(str(error).split("\n")) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"

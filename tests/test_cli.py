@@ -397,7 +397,7 @@ def ending(monkeypatch, capsys, error, *argv):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (MemoryError(), 1, "fastdmf: error: out of memory: take fewer entries or cells at a time\n"),
+        (MemoryError(), 1, "fastdmf: error: out of memory: take fewer cells at a time; 'fastdmf shard'"),
         (MemoryError("Unable to allocate 3 TiB"), 1, "fastdmf: error: out of memory (Unable to allocate 3 TiB): take"),
         (OSError(28, "No space left on device", "o.csv"), 1, "fastdmf: error: o.csv: No space left on device\n"),
         (OSError("cannot write 'o.csv': full"), 1, "fastdmf: error: cannot write 'o.csv': full\n"),
