@@ -33,11 +33,12 @@ The map of the package (imports go only downwards in this list)::
     variational  vbmf(...)
     tangent, continuation, noisy_fit   what recovery is made of
     recovery     recover(...)
-    row_models, row_neighbours, covariance, row_fits   tables as draws of one distribution
+    row_models, row_neighbours, covariance   tables as draws of one distribution
     progress     what a fit tells while it runs: the log, a stream, scikit-learn's callbacks
     fit_parts    the solver runs that a fit consists of: their checkpoints, and all or none
     fitting      what the estimators share
     entry_kfold  EntryKFold: cross-validation over entries
+    row_fits, table_descent, table_choice   a table's fits: variational, full covariance; descent, recovery; the best
     imputer, sensing, completer, quadratic   DMFImputer, DMFSensing, DMFCompleter, DMFQuadratic: the scikit-learn
                  estimators
     saving       save(estimator, path), load(path)

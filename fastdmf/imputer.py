@@ -1,7 +1,7 @@
 """``DMFImputer``: holes of a table, an image or a sensor matrix filled by deep matrix factorization."""
 
 import warnings
-from dataclasses import replace
+from functools import partial
 from numbers import Real
 
 import numpy as np
@@ -10,50 +10,28 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fastdmf.checkpoint import digest
 from fastdmf.checks import check_count, check_flag, check_number, float_for
-from fastdmf.covariance import TOL
-from fastdmf.engine import Status
 from fastdmf.entry_kfold import spare_last_entries
-from fastdmf.fit_parts import Kept, Parts, caller_level, whole
+from fastdmf.fit_parts import Parts, caller_level, whole
 from fastdmf.fitting import (
-    GAIN,
     check_settings,
-    descend,
     draw_held_out,
     effective_rank,
     explain,
     halves,
+    in_range,
     report,
-    start_factors,
     thin_svd,
     unit_scale,
 )
-from fastdmf.operators import EntryMask
 from fastdmf.progress import CallbackSupportMixin
-from fastdmf.recovery import largest_rank, recover
-from fastdmf.row_fits import (
-    RowFit,
-    TrialInterrupted,
-    choose_gaussian,
-    choose_neighbours,
-    clearly_better,
-    default_shrinkage,
-    fit_gaussian,
-    fit_variational,
-    held_out_errors,
-    make_folds,
-)
-from fastdmf.row_models import LowRankRows
+from fastdmf.row_fits import TrialInterrupted
+from fastdmf.table_choice import FEW_COLUMNS, ChoiceSettings, choose_fit
+from fastdmf.table_descent import fit_descent, fit_recovery
 
 __all__ = ["DMFImputer"]
 
 _SOLVERS = ("auto", "variational", "gaussian", "descent", "recovery")
-# Depths that compete on the held-out entries where none is asked for. Noisy tables, images and traffic counts want 2,
-# data of exactly low rank want 3.
-_DEPTHS = (2, 3)
-# The widest chain that is not asked for by name.
-_WIDEST = 500
 # Columns are centred and brought to one scale when the median column's variance is below this share of the mean one:
 # then half of the columns would hardly count in a squared loss. Tables of mixed units are far below, columns of one
 # unit far above.
@@ -64,18 +42,7 @@ _UNLIKE = 0.1
 # Otherwise columns are centred in tables of few columns, where an offset would use up one of few modes, and in tall
 # ones, where the means are well determined. Elsewhere the leading mode does it as well or better, and exactly low-rank
 # data keep their rank.
-_FEW_COLUMNS, _TALL = 30, 4
-# Modes that together hold less than this share of the noise variance are left out of the fold-in.
-_NEGLIGIBLE = 0.01
-# Noise variances tried in the fold-in, in units of the held-out error, and the most rows that they are tried on.
-_NOISE_GRID = np.logspace(-2, 2, 9)
-_NOISE_ROWS = 500
-# Columns up to which their full covariance competes (a step costs up to n p^3 / 4 flops), in all and for each row.
-_NARROW, _NARROW_PER_ROW = 500, 4
-# Exactly low-rank data are suspected where less than the first share of the variance is left at the held-out entries,
-# or, in matrices of so few cells, more than the second.
-_FITTED, _NOT_UNDERSTOOD, _SMALL = 1e-3, 0.1, 30_000
-_FINISHED = 1e-9  # there are no more digits to win
+_TALL = 4
 # Share of the observed entries that ``score`` hides, and the seed that draws them.
 _HIDDEN, _HIDDEN_SEED = 0.2, 0
 _NEAR = 1e-12  # root mean square, and one over it, within which a table keeps its unit
@@ -319,7 +286,7 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
         z = np.where(observed, (X - self.mean_) / self.scale_, 0.0)[:, ~self._empty]
         try:
             dtype = float_for("X", z, X.dtype)
-            fit = self._choose(parts, z, observed[:, ~self._empty], held_out, seed, dtype)
+            fit = self._fit_rows(parts, z, observed[:, ~self._empty], held_out, seed, dtype)
         except TrialInterrupted as interrupted:
             fit = interrupted.fit
         parts.reports.close()
@@ -538,9 +505,9 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
             raise ValueError(f"X holds values too large to be squared, up to {np.abs(values).max():.1e}: scale it down")
         varying = variance[variance > 0]
         if self.standardize == "auto":
-            few = p <= _FEW_COLUMNS and varying.size > 0 and varying.min() < _UNLIKE * varying.max()
+            few = p <= FEW_COLUMNS and varying.size > 0 and varying.min() < _UNLIKE * varying.max()
             rescale = few or (varying.size > 0 and np.median(varying) < _UNSEEN * varying.mean())
-            centre = rescale or p <= _FEW_COLUMNS or n >= _TALL * p
+            centre = rescale or p <= FEW_COLUMNS or n >= _TALL * p
         else:
             rescale = centre = bool(self.standardize)
         if not centre:
@@ -551,7 +518,7 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
         # Nothing is known of the unit of a column that does not vary: its holes stay at its mean.
         return mean, np.sqrt(np.where(variance > 0, variance, _STILL * varying.min()))
 
-    def _choose(self, parts, z, seen, held_out, seed, dtype):
+    def _fit_rows(self, parts, z, seen, held_out, seed, dtype):
         """Return the :class:`RowFit` of the solver asked for, or of the one that predicts held-out entries best.
 
         Parameters
@@ -563,82 +530,30 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
         seen : ndarray of bool, shape (n, p)
         held_out : ndarray of int or None
             Indices of observed entries in row-major order.
+        seed : int
+        dtype : numpy dtype
+            Of the fit.
 
         Raises
         ------
         TrialInterrupted
             On Ctrl-C before there is a choice.
         """
+        descent = partial(fit_descent, self, parts, z, seen, held_out, dtype, columns=~self._empty, seed=seed)
+        computed = {"device": self.device, "n_threads": self.n_threads}
+        recovery = partial(
+            fit_recovery, parts, z, seen, dtype, validation=self.validation_fraction, seed=seed, **computed
+        )
         if self.solver == "recovery":
-            return self._recovery(parts, "", z, seen, seed, dtype)
+            return recovery()
         if self.solver == "descent" or (self.solver == "auto" and self._asks_for_descent()):
-            return self._descent(parts, z, seen, held_out, seed, dtype)
-        title = f"depth {'default' if self.depth is None else self.depth}"
-        common = {"depth": self.depth, "max_iter": self.max_iter, "n_threads": self.n_threads}
-        variational = common | {"width": self.width, "device": self.device, "random_state": seed}
-        gain = {"goal": ("evidence", GAIN)}
-        solver, shrinkage, start, errors = self.solver, default_shrinkage(z.shape[1]), None, None
-        share = 0.0
-        narrow = z.shape[1] <= min(_NARROW, _NARROW_PER_ROW * len(z)) and self.depth is None and self.width is None
-        if solver == "auto":
-            solver = "gaussian" if narrow else "variational"
-        if held_out is not None and (self.solver == "auto" or solver == "gaussian"):
-            folds = make_folds(seen, held_out, seed)
-            if solver == "gaussian":
-                kept = Kept(parts.file(".covariances"), lambda: digest("covariances", z, seen, held_out, seed))
-                try:
-                    shrinkage, models, errors = choose_gaussian(z, folds, parts.reports, kept, dtype, self.n_threads)
-                finally:
-                    kept.write()
-                share, errors = choose_neighbours(z, models, errors, folds, parts.reports, self.n_threads)
-                start = models[0]
-            if self.solver == "auto":
-                told = parts.options(title, **gain)
-                trials = []
-                for k, fold in enumerate(folds):
-                    told["checkpoint"] = parts.file(f".fold{k}")
-                    trials.append(fit_variational(z, fold.visible, dtype, **variational, **told))
-                    if trials[-1].status is Status.INTERRUPTED:
-                        raise TrialInterrupted(trials[-1])
-                others = held_out_errors([trial.rows for trial in trials], z, folds)
-                parts.reports.say(f"variational: held out {others.mean():.4g}")
-                if errors is None or clearly_better(others, errors):
-                    solver, errors = "variational", others
-                if self._may_be_exact(z, seen, errors):
-                    fit = self._descent(parts, z, seen, held_out, seed, dtype)
-                    if fit.status is Status.INTERRUPTED:
-                        raise TrialInterrupted(fit)
-                    others = held_out_errors([fit.rows], z, folds[:1])
-                    parts.reports.say(f"descent: held out {others.mean():.4g}")
-                    better = clearly_better(others, errors[: len(others)])
-                    enough = largest_rank((int(seen.any(axis=1).sum()), z.shape[1]), int(seen.sum()))
-                    if enough and min(others.mean(), errors.mean()) < _FITTED * np.var(z[seen]):
-                        exact = self._recovery(parts, ".recovery", z, seen, seed, dtype, noise=False)
-                        parts.reports.say(f"recovery: {exact.status.name}")
-                        if exact.status is Status.EXACT:
-                            return exact
-                        if exact.status is Status.INTERRUPTED:
-                            raise TrialInterrupted(replace(fit, status=Status.INTERRUPTED))
-                    if better:
-                        return fit
-        if solver == "gaussian":
-            told = parts.options("gaussian", goal=("change", TOL))
-            return fit_gaussian(z, seen, shrinkage, share=share, start=start, dtype=dtype, **common, **told)
-        return fit_variational(z, seen, dtype, **variational, **parts.options(title, **gain))
+            return descent()
+        settings = ChoiceSettings(self.solver, self.depth, self.width, self.max_iter, **computed)
+        return choose_fit(settings, parts, z, seen, held_out, dtype, seed=seed, descent=descent, recovery=recovery)
 
     def _asks_for_descent(self):
         """Whether a setting is given that the descent alone has."""
         return self.rule != "auto" or self.warm_start or np.ndim(self.width) > 0
-
-    def _may_be_exact(self, z, seen, errors):
-        """Whether the matrix may be of exactly low rank: all but fitted, or small and not understood.
-
-        Exact recovery from few entries is the descent's own domain; where it predicts held-out entries to a few
-        percent, ``recover`` finishes the digits.
-        """
-        share = errors.mean() / max(np.var(z[seen]), 1e-300)
-        few = z.size <= _SMALL and min(z.shape) > _FEW_COLUMNS and share > _NOT_UNDERSTOOD
-        return few or (_FINISHED < share < _FITTED and max(z.shape) <= _WIDEST)
 
     def _keep(self, fit):
         """Set the fitted attributes."""
@@ -655,89 +570,6 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
         self.noise_variance_ = fit.rows.noise
         report(self, fit)
 
-    # --- descent -----------------------------------------------------------------------------------------------------
-
-    def _descent(self, parts, z, seen, held_out, seed, dtype):
-        """Return the :class:`RowFit` of the descent on all but the held-out entries."""
-        rows, cols = np.nonzero(seen)
-        values = z[rows, cols]
-        unit = unit_scale(values)
-        start = start_factors(self, (len(z), self.n_features_in_), unit)
-        if start is not None:
-            start[0] = np.ascontiguousarray(start[0][:, ~self._empty])
-        entries = np.asarray(values / (unit or 1.0), dtype)
-        solution = self._descend(parts, EntryMask(rows, cols, z.shape), entries, held_out, start, seed)
-        factors = [w * w.dtype.type(unit ** (1 / len(solution.factors))) for w in solution.factors]
-        blank = ~seen.any(axis=1)
-        if blank.any():  # the loss never saw these rows: their means instead of what is left of the start
-            factors[-1][blank] = factors[-1][~blank].mean(axis=0)
-        known = slice(None) if held_out is None else held_out
-        model = _rows_of_factors(factors, ~blank, values[known], rows[known], cols[known])
-        if held_out is not None:
-            model.noise = _best_noise(model, z, seen, rows[held_out], cols[held_out])
-        return RowFit("descent", model, factors, solution.status, solution.n_iter, solution.history, solution.device)
-
-    def _descend(self, parts, mask, z, held_out, start, seed):
-        """Return the best solution over the depths that compete; an interrupt ends the competition."""
-        depths = (self.depth,)
-        if self.depth is None and held_out is not None and start is None and np.ndim(self.width) == 0:
-            depths = _DEPTHS
-        width = min(*mask.shape, _WIDEST) if self.width is None else self.width
-        best, lowest = None, np.inf
-        for depth in depths:
-            if depth is None and np.ndim(self.width):
-                depth = len(self.width) + 1
-            solution = descend(
-                self,
-                parts,
-                mask,
-                z,
-                # Beside the variational fit that may win, one depth has a file of its own as well.
-                suffix="" if len(depths) == 1 and self.solver == "descent" else f".depth{depth}",
-                depth=depth,
-                width=width,
-                held_out=held_out,
-                start=start,
-                init_scale=self.init_scale,
-                seed=seed,
-            )
-            error = 0.0 if held_out is None else np.nanmin(solution.history["validation"])
-            if best is None or error < lowest:
-                best, lowest = solution, error
-            if solution.status is Status.INTERRUPTED:
-                best.status = Status.INTERRUPTED
-                break
-        return best
-
-    def _recovery(self, parts, suffix, z, seen, seed, dtype, noise="auto"):
-        """Return the :class:`RowFit` of :func:`fastdmf.recover` on the rows that hold anything."""
-        told = seen.any(axis=1)
-        rows, cols = np.nonzero(seen[told])
-        values, shape = z[told][rows, cols], (int(told.sum()), z.shape[1])
-        if largest_rank(shape, len(values)) == 0 or not values.any():
-            raise ValueError(
-                f"X has {len(values)} observed entries, too few or all alike to recover {shape[0]} rows and {shape[1]} "
-                "columns exactly: use solver='auto' or 'variational'"
-            )
-        solution = recover(
-            EntryMask(rows, cols, shape),
-            values,
-            noise=noise,
-            validation=self.validation_fraction or 0.05,
-            on_failure="ignore",
-            **parts.options("recovery", suffix),
-            device=self.device,
-            n_threads=self.n_threads,
-            random_state=seed,
-        )
-        right, left = solution.factors
-        whole = np.empty((len(z), len(right)))
-        whole[told], whole[~told] = left, left.mean(axis=0)
-        factors = [right, whole]
-        model = _rows_of_factors(factors, told, values, np.flatnonzero(told)[rows], cols)
-        factors = [w.astype(dtype) for w in factors]
-        return RowFit("recovery", model, factors, solution.status, solution.n_iter, solution.history, solution.device)
-
     # --- fold-in -----------------------------------------------------------------------------------------------------
 
     def _fill(self, X, observed, deviations=False):
@@ -748,7 +580,8 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
         fitted = np.zeros(X.shape)
         filled = self._rows.fill(z, observed[:, told], deviations)
         fitted[:, told] = filled[0] if deviations else filled
-        out = np.where(observed, X, np.clip(self.mean_ + self.scale_ * fitted, self._low, self._high)).astype(X.dtype)
+        low, high = (in_range(bound, X.dtype) for bound in (self._low, self._high))
+        out = np.where(observed, X, np.clip(self.mean_ + self.scale_ * fitted, low, high)).astype(X.dtype)
         if not deviations:
             return out
         spread = np.full(X.shape, np.nan)
@@ -761,48 +594,3 @@ def _far_unit(values):
     """Return 1, or a power of two for values so far from 1 that squares of squared errors leave the range of floats."""
     size = unit_scale(values)
     return 1.0 if size == 0 or _NEAR <= size <= 1 / _NEAR else 2.0 ** min(round(np.log2(size)), 1023)
-
-
-def _rows_of_factors(factors, told, z, rows, cols):
-    """Return the mean and the covariance of the fitted rows ``told``, with the error at the given entries as noise."""
-    left, right = (half.astype(np.float64) for half in halves(factors))
-    residual = z - np.einsum("ij,ji->i", left[rows], right[:, cols])
-    noise = float(np.mean(residual**2))
-    left = left[told]
-    middle = left.mean(axis=0)
-    _, s, vt = thin_svd(left - middle, right)
-    variances = s**2 / len(left)
-    tail = np.cumsum(variances[::-1])[::-1] / right.shape[1]
-    weighty = tail > _NEGLIGIBLE * noise
-    loadings = (vt[weighty] * np.sqrt(variances[weighty])[:, None]).T.copy()
-    # What rounding needs for the factorizations to exist, down to the grid's smallest.
-    floor = np.finfo(np.float64).eps / _NOISE_GRID[0] * float(variances.sum())
-    return LowRankRows(middle @ right, loadings, max(noise, floor), np.zeros(loadings.shape[1]))
-
-
-def _best_noise(model, z, seen, rows, cols):
-    """Return the noise variance that predicts the held-out entries best, folded in from the other entries."""
-    tried = np.unique(rows)
-    tried = tried[:: -(-len(tried) // _NOISE_ROWS)]
-    chosen = np.isin(rows, tried)
-    rows, cols = rows[chosen], cols[chosen]
-    visible = seen.copy()
-    visible[rows, cols] = False
-    # The last one leaves next to nothing beside the mean.
-    grid = model.noise * _NOISE_GRID
-    grid = np.append(grid, 100 * max(grid[-1], float(np.sum(model.loadings**2))))
-    position = np.searchsorted(tried, rows)
-    truth = z[rows, cols] - model.mean[cols]
-    errors = np.empty((len(grid), len(rows)))
-    for start, gram, right in model.systems(z, visible, tried):
-        here = (position >= start) & (position < start + len(gram))
-        loadings = model.loadings[cols[here]]
-        for k, noise in enumerate(grid):
-            c = np.linalg.solve(gram + noise * np.eye(gram.shape[1]), right)[:, :, 0]
-            predicted = np.einsum("ij,ij->i", loadings, c[position[here] - start])
-            errors[k, here] = (predicted - truth[here]) ** 2
-    # The largest noise variance that the held-out entries cannot tell from the best one (paired errors): a handful of
-    # entries must not argue away the shrinkage towards the mean.
-    excess = errors - errors[errors.sum(axis=1).argmin()]
-    doubt = np.sqrt(np.mean(excess**2, axis=1) / len(rows))
-    return float(grid[excess.mean(axis=1) <= doubt].max())

@@ -58,7 +58,7 @@ class RowFit:
     Attributes
     ----------
     solver : str
-        "variational" or "gaussian".
+        "variational", "gaussian", "descent" or "recovery".
     rows : GaussianRows, NeighbourRows or LowRankRows
     factors : list of ndarray
         [W_1, ..., W_N]; their product is the fitted matrix.

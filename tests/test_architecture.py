@@ -37,6 +37,8 @@ LAYERS = [
     {"fitting"},
     {"entry_kfold"},
     {"row_fits"},
+    {"table_descent"},
+    {"table_choice"},
     {"imputer", "sensing", "completer", "quadratic"},
     {"display"},
     {"demo", "saving", "warmup", "command_files"},

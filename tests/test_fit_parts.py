@@ -342,8 +342,7 @@ def test_ctrl_c_as_an_errstate_ends(monkeypatch):
         raise KeyboardInterrupt
 
     model, data = FITS["imputer, deep"]
-    monkeypatch.setattr(DMFImputer, "_choose", late)
-    monkeypatch.setattr(DMFImputer, "_descent", late)
+    monkeypatch.setattr("fastdmf.imputer.fit_descent", late)
     before = np.geterr()
     with pytest.raises(KeyboardInterrupt):
         clone(model).fit(*data)

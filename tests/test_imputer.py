@@ -324,6 +324,14 @@ def test_bounds():
     assert np.array_equal(out[~holes], X[~holes])
 
 
+@pytest.mark.parametrize(("bounds", "filled"), [({"min_value": 1e300}, 1), ({"max_value": -1e300}, -1)])
+def test_bounds_beyond_float32(bounds, filled):
+    """Its largest numbers stand for them."""
+    _, X = low_rank(20, 10, hidden=0.3)
+    out = DMFImputer(random_state=0, **bounds).fit_transform(X.astype(np.float32))
+    assert out.dtype == np.float32 and (out[np.isnan(X)] == filled * np.finfo(np.float32).max).all()
+
+
 def test_indicator():
     _, X = low_rank(20, 10, hidden=0.3)
     X[:, 2] = 1.0
