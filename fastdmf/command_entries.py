@@ -14,7 +14,7 @@ from fastdmf.completer import DMFCompleter
 from fastdmf.ids import IdTable
 from fastdmf.saving import load, save
 from fastdmf.shards import EntryShards
-from fastdmf.tables import read_entries, write_entries
+from fastdmf.tables import read_entries, read_matrix, write_entries
 
 __all__ = ["complete", "predict"]
 
@@ -125,21 +125,34 @@ class _Held:
 
     def __init__(self, args, path):
         self._args = args
-        columns = dict(zip(_NAMES, args.columns or ()))
-        rows, columns, values = read_entries(path, **columns, **reading_of(args))
-        if values is None:
-            raise TableError(f"{args.entries} holds pairs without values: entries are row, column, value")
-        if args.dtype is not None:
-            with np.errstate(over="ignore"):
-                values = values.astype(args.dtype)
-            if not np.isfinite(values).all():
-                raise TableError(f"{args.entries} holds values that overflow in {args.dtype}: use --dtype float64")
-        self._frame = Frame(zip(_NAMES, (rows, columns, values)))
-        self.row_ids, self.column_ids = (_distinct(self._frame[name]) for name in _NAMES[:2])
-        _warn_of_width(args, path)
+        matrix = None if args.columns else read_matrix(path)
+        if matrix is None:
+            columns = dict(zip(_NAMES, args.columns or ()))
+            rows, columns, values = read_entries(path, **columns, **reading_of(args))
+            if values is None:
+                raise TableError(f"{args.entries} holds pairs without values: entries are row, column, value")
+            self.row_ids, self.column_ids = map(_distinct, (rows, columns))
+            self._data = Frame(zip(_NAMES, (rows, columns, self._in_dtype(values))))
+            values = self._data["value"]
+            _warn_of_width(args, path)
+        else:
+            matrix.data = values = self._in_dtype(matrix.data)
+            self.row_ids, self.column_ids = map(np.arange, matrix.shape)
+            self._data = matrix
         sizes = len(self.row_ids), len(self.column_ids)
         span = f"{values.min():.6g} to {values.max():.6g}"
         self.said = f"{len(values)} entries ({span}), {sizes[0]} rows, {sizes[1]} columns"
+
+    def _in_dtype(self, values):
+        """Return values in the type asked for."""
+        args = self._args
+        if args.dtype is None:
+            return values
+        with np.errstate(over="ignore"):
+            values = values.astype(args.dtype)
+        if not np.isfinite(values).all():
+            raise TableError(f"{args.entries} holds values that overflow in {args.dtype}: use --dtype float64")
+        return values
 
     def fit(self, checkpoint):
         """Return the fitted model."""
@@ -153,7 +166,7 @@ class _Held:
             **settings_of(args, checkpoint),
         )
         try:
-            return model.fit(self._frame)
+            return model.fit(self._data)
         except ValueError as error:
             raise ValueError(re.sub(_PLACE, self._by_ids, str(error))) from error
 
@@ -162,7 +175,10 @@ class _Held:
 
     def known(self):
         """Yield (rows, columns) by their places among the ids."""
-        yield tuple(IdTable.of(name, self._frame[name])[1] for name in _NAMES[:2])
+        if isinstance(self._data, Frame):
+            yield tuple(IdTable.of(name, self._data[name])[1] for name in _NAMES[:2])
+        else:
+            yield self._data.coords
 
 
 def _distinct(ids):

@@ -27,6 +27,7 @@ __all__ = [
     "TableError",
     "iter_entries",
     "read_entries",
+    "read_matrix",
     "read_table",
     "write_entries",
     "write_table",
@@ -206,6 +207,32 @@ def _parts(path, wanted, layout, size, texts):
         *ids, values = _entries_of_matrix(path, _read_matrix(path, kind))
         ids = [_as_texts(part) if side in texts else part for side, part in zip(_SIDES, ids)]
         yield *ids, None if wanted[2] is False else values
+
+
+def read_matrix(path):
+    """Return the entries of a file that is a matrix, with rows and columns that hold none.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        MatrixMarket, sparse npz or dense npy, as of :func:`read_entries`.
+
+    Returns
+    -------
+    scipy.sparse.coo_array or None
+        None for text and parquet, which list entries.
+
+    Raises
+    ------
+    TableError, OSError
+        As :func:`read_entries`.
+    """
+    kind = _kind(path)
+    if kind in ("text", "parquet"):
+        return None
+    matrix = _read_matrix(path, kind)
+    rows, columns, values = _entries_of_matrix(path, matrix)
+    return sparse.coo_array((values, (rows, columns)), matrix.shape)
 
 
 def read_table(path, *, rows="auto", separator=None, header="auto", missing=(), decimal=".", encoding="utf-8"):

@@ -257,6 +257,37 @@ def test_matrices(place):
     np.testing.assert_allclose(scipy_io.mmread("out.mtx").toarray(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".mtx"])
+def test_rows_and_columns_of_a_matrix_that_hold_nothing(place, capsys, suffix):
+    """They are there in the output, predicted by what is known without them; pairs beyond the matrix are none."""
+    frame = ratings()
+    rows, columns = frame.user.str[1:].astype(int) + 2, frame["item"] - 4
+    matrix = sparse.coo_array((frame.rating, (rows, columns)), (45, 34))
+    dense = np.full(matrix.shape, np.nan)
+    dense[rows, columns] = frame.rating
+    if suffix == ".npy":
+        np.save("m.npy", dense)
+    elif suffix == ".npz":
+        sparse.save_npz("m.npz", matrix.tocsc())
+    else:
+        scipy_io.mmwrite("m.mtx", matrix, precision=17)
+    expected = fastdmf.DMFCompleter(random_state=0).fit(matrix.tocsr())
+    run("complete", f"m{suffix}", "--out", "out.npz", "--model", "model.npz")
+    out = sparse.load_npz("out.npz")
+    assert out.shape == (45, 34)
+    np.testing.assert_allclose(out.toarray(), expected.reconstruct(), rtol=1e-9)
+    run("complete", f"m{suffix}", "--cells", "missing", "--out", "missing.csv")
+    rows, columns, values = tables.read_entries("missing.csv")
+    assert len(rows) == 45 * 34 - len(frame) and np.isnan(dense[rows, columns]).all()
+    np.testing.assert_allclose(values, expected.reconstruct()[rows, columns], rtol=1e-6)
+    Path("asked.csv").write_text("44,33\n0,0\n")
+    run("predict", "model.npz", "asked.csv", "--out", "p.csv")
+    np.testing.assert_allclose(tables.read_entries("p.csv")[2], expected.reconstruct()[[44, 0], [33, 0]], rtol=1e-6)
+    Path("asked.csv").write_text("45,0\n")
+    code, err = refused(capsys, "predict", "model.npz", "asked.csv", "--out", "q.csv")
+    assert (code, "row index 45 is out of range: the model has 45 rows" in err) == (1, True)
+
+
 def test_only_the_model(place):
     run("complete", "ratings.csv", "--model", "model.npz", "--n-init", 2)
     assert sorted(path.name for path in place.iterdir()) == ["model.npz", "pairs.csv", "ratings.csv", "table.csv"]

@@ -25,6 +25,7 @@ from fastdmf.tables import (
     TableError,
     iter_entries,
     read_entries,
+    read_matrix,
     read_table,
     write_entries,
     write_table,
@@ -828,6 +829,36 @@ def test_mutated_matrix_market_files(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 300 and done.stderr == ""
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mtx", ".mtx.gz", ".npy"])
+def test_a_matrix_keeps_its_shape(tmp_path, suffix):
+    dense = np.full((6, 5), np.nan)
+    dense[[1, 1, 3], [0, 3, 2]] = 1.5, 0.0, -2.0
+    rows, cols = np.nonzero(~np.isnan(dense))
+    matrix = sparse.coo_array((dense[rows, cols], (rows, cols)), dense.shape)
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".npy":
+        np.save(path, dense)
+    elif suffix == ".npz":
+        sparse.save_npz(path, matrix)
+    else:
+        scipy_io.mmwrite(tmp_path / "m.mtx", matrix)
+        path.write_bytes(gzip.compress((tmp_path / "m.mtx").read_bytes()) if suffix == ".mtx.gz" else
+                         (tmp_path / "m.mtx").read_bytes())  # fmt: skip
+    read = read_matrix(path)
+    assert read.shape == (6, 5) and read.nnz == 3
+    for ours, entries in zip((read.row, read.col, read.data), read_entries(path)):
+        np.testing.assert_array_equal(ours, entries)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(TableError):
+        read_matrix(path)
+
+
+def test_lists_are_no_matrix(tmp_path):
+    for name in ("f.csv", "f.parquet"):
+        write_entries(tmp_path / name, [0, 1], [1, 0], [1.0, 2.0])
+        assert read_matrix(tmp_path / name) is None
 
 
 # --- part by part ----------------------------------------------------------------------------------------------------
