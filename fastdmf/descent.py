@@ -273,7 +273,8 @@ def solve(
                 start = [w if w.ndim == 2 else w[b] for w in given]
             layout.write(x, start, b)
         x = backend.asarray(x)
-        process = _Descent(problem, rule, x, monitor, Tracker(track, truth, problem, x), checkpoint is None)
+        with np.errstate(over="ignore", invalid="ignore"):  # the start's objective says it, if it is too far away
+            process = _Descent(problem, rule, x, monitor, Tracker(track, truth, problem, x), checkpoint is None)
         _check_start(process, rule, init_scale, given is not None)
         if on_failure == "warn":
             start = None if given is not None else float(init_scale)

@@ -65,8 +65,8 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
     Parameters
     ----------
     depth : int, optional
-        Number of factors. For the variational solver it ties the prior variances of the components; for the descent 2
-        and 3 are both fitted by default and the one with the lower held-out error stays.
+        Number of factors, at least 2. For the variational solver it ties the prior variances of the components; for the
+        descent 2 and 3 are both fitted by default and the one with the lower held-out error stays.
     width : int or tuple of int, optional
         Inner width or widths, an upper bound on the rank. Given, or with ``depth`` given, the full covariance does not
         compete. Default of the descent: full, min(n_samples, n_features), up to 500.
@@ -258,6 +258,10 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
             If a column has no observed entry.
         """
         check_settings(self, _SOLVERS)
+        if self.depth is not None:
+            check_count("depth", self.depth, 2)
+        if np.ndim(self.width) and not len(self.width):
+            raise ValueError(f"width must hold at least one inner width, got {self.width!r}")
         if not isinstance(self.standardize, (bool, np.bool_)) and self.standardize != "auto":
             raise ValueError(f"standardize must be True, False or 'auto', got {self.standardize!r}")
         for name in ("add_indicator", "keep_empty_features", "warm_start"):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
 
 import fastdmf
 from fastdmf import tables
@@ -483,6 +484,29 @@ def test_tables_without_noise_or_holes():
     assert fastdmf.DMFImputer(random_state=0).fit_transform(np.array([[1.7e308]])) == 1.7e308
     with pytest.raises(ValueError, match="X holds values too large"):
         fastdmf.DMFImputer().fit(np.array([[1.7e308, 1.7e308]]))
+
+
+@pytest.mark.parametrize("solver", ["auto", "variational", "gaussian", "descent", "recovery"])
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"depth": ("a", 2)}, "depth must be an integer >= 2, got"),
+        ({"depth": 1}, "depth must be an integer >= 2, got 1"),
+        ({"depth": 0}, "depth must be an integer >= 2, got 0"),
+        ({"width": ()}, "width must hold at least one inner width, got"),
+    ],
+)
+def test_depths_and_widths_that_no_imputer_has(solver, setting, said):
+    with pytest.raises(ValueError, match=said):
+        fastdmf.DMFImputer(solver=solver, **setting).fit(np.random.default_rng(0).standard_normal((12, 4)))
+
+
+def test_a_start_that_is_too_far_away():
+    """No warning of NumPy's; the status says it."""
+    rng = np.random.default_rng(0)
+    a, y = rng.standard_normal((20, 10)), rng.standard_normal(20)
+    with pytest.warns(ConvergenceWarning, match="DIVERGED"):
+        fastdmf.DMFSensing(shape=(5, 2), solver="descent", init_scale=1e300, random_state=0).fit(a, y)
 
 
 @pytest.mark.parametrize("bounds", [{"max_value": -np.inf}, {"min_value": np.inf}])

@@ -201,7 +201,9 @@ def drive_by_atheris(recorder, seconds, seed):
             os._exit(0)
         one(data)
 
-    options = ["-max_len=8192", "-len_control=20", "-rss_limit_mb=0", "-timeout=0", "-verbosity=0", f"-seed={seed + 1}"]
+    # A timeout of 0 is none to libFuzzer, and none is left to atheris, whose alarm then ends what takes a second.
+    options = ["-max_len=8192", "-len_control=20", "-rss_limit_mb=0", "-timeout=86400", "-verbosity=0"]
+    options.append(f"-seed={seed + 1}")
     atheris.Setup(["fuzz", *options, f"-artifact_prefix={recorder.folder}/"], run)
     atheris.Fuzz()
 
