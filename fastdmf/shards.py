@@ -458,8 +458,10 @@ class EntryShards:
     def limits(self):
         """The lowest and the highest value."""
         counts = np.diff(self._pointers[0][self._cuts[0]])
-        values = [self._block(0, k)[1][:count] for k, count in enumerate(counts) if count]
-        return float(min(v.min() for v in values)), float(max(v.max() for v in values))
+        # One run after the other: what is mapped counts as the process's memory.
+        runs = (self._block(0, k)[1][:count] for k, count in enumerate(counts) if count)
+        lowest, highest = zip(*((run.min(), run.max()) for run in runs))
+        return float(min(lowest)), float(max(highest))
 
     def parts(self):
         """Yield (rows, cols, values), with weights where there are any, one run of rows at a time.
