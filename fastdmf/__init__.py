@@ -42,7 +42,9 @@ The map of the package (imports go only downwards in this list)::
     imputer, sensing, completer, quadratic   DMFImputer, DMFSensing, DMFCompleter, DMFQuadratic: the scikit-learn
                  estimators
     saving       save(estimator, path), load(path)
-    display      pictures of runs, sweeps and completed matrices, by matplotlib
+    display_axes, display_records   what pictures share: axes; records of runs and columns of tables
+    display_values, display_curves, display_phase, display_images   singular values, errors and effective rank, phase
+                 transitions, completed matrices: by matplotlib
     demo, warmup   the demonstration; kernels compiled ahead
     command_files, command_config, command_fit   what the commands share: files, options from a file, fits
     command_host, command_shards, command_entries, command_table   demo, warmup, info; shard; complete, predict; impute
@@ -73,11 +75,11 @@ _HOME = {
     "symmetric_part": "symmetry",
     "vbmf": "variational",
     "write_shards": "shards",
-    "EffectiveRankDisplay": "display",
-    "ErrorDisplay": "display",
-    "InpaintingDisplay": "display",
-    "PhaseTransitionDisplay": "display",
-    "SingularValuesDisplay": "display",
+    "EffectiveRankDisplay": "display_curves",
+    "ErrorDisplay": "display_curves",
+    "InpaintingDisplay": "display_images",
+    "PhaseTransitionDisplay": "display_phase",
+    "SingularValuesDisplay": "display_values",
     "DMFCompleter": "completer",
     "DMFImputer": "imputer",
     "DMFQuadratic": "quadratic",

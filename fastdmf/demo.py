@@ -21,7 +21,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from fastdmf.backend import thread_limits
-from fastdmf.display import InpaintingDisplay
+from fastdmf.display_images import InpaintingDisplay
 from fastdmf.engine import Status
 from fastdmf.imputer import DMFImputer
 

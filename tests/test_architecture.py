@@ -40,7 +40,9 @@ LAYERS = [
     {"table_descent"},
     {"table_choice"},
     {"imputer", "sensing", "completer", "quadratic"},
-    {"display"},
+    {"display_axes"},
+    {"display_records"},
+    {"display_curves", "display_images", "display_phase", "display_values"},
     {"demo", "saving", "warmup", "command_files"},
     {"command_config", "command_fit", "command_host"},
     {"command_entries", "command_shards", "command_table"},
@@ -52,7 +54,7 @@ FORBIDDEN = {"engine": {"problem", "rule", "auto", "rules", "chain", "contract",
 MAY_IMPORT = {
     "sklearn": {"progress", "fitting", "entry_kfold", "imputer", "sensing", "completer", "quadratic", "saving", "demo"},
     "cupy": {"arrays", "cuda"},
-    "matplotlib": {"demo", "display"},
+    "matplotlib": {"demo", "display_axes", "display_phase", "display_values"},
     "pyarrow": {"column_text"},
 }
 

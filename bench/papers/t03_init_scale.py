@@ -10,7 +10,7 @@ from bench.baselines import nuclear_norm
 from bench.papers.harness import Experiment, band, figure
 from bench.papers.instances import completion
 from bench.papers.t01_completion import OPTIONS
-from fastdmf.display import ErrorDisplay
+from fastdmf import ErrorDisplay
 
 TITLE = "error against the init scale: 2000 entries, depths 2 and 3"
 FIGURE = "paper's figure 2, within a factor of 1.6 (other instances)"

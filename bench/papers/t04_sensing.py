@@ -9,7 +9,7 @@ from bench.baselines import nuclear_norm
 from bench.papers.harness import Experiment, band, figure
 from bench.papers.instances import low_rank, sensing
 from bench.papers.t01_completion import OPTIONS
-from fastdmf.display import ErrorDisplay
+from fastdmf import ErrorDisplay
 
 TITLE = "deep matrix sensing: 2000 measurements, depths 2 and 3 against the init scale"
 FIGURE = "paper's figure, within a factor of 2 (other instances)"

@@ -5,7 +5,7 @@ import numpy as np
 import fastdmf
 from bench.papers.harness import Experiment, band, figure
 from bench.papers.instances import completion
-from fastdmf.display import SingularValuesDisplay
+from fastdmf import SingularValuesDisplay
 from fastdmf.rules import GradientDescent
 
 TITLE = "singular-value dynamics: gradient descent lr 0.1, identity start alpha 1e-3"

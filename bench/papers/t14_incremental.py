@@ -4,7 +4,7 @@ import numpy as np
 
 import fastdmf
 from bench.papers.harness import Experiment, band, figure
-from fastdmf.display import SingularValuesDisplay
+from fastdmf import SingularValuesDisplay
 from fastdmf.rules import GradientDescent
 
 TITLE = "incremental learning: W* = diag(12, 6, 4, 3), m = 1000, depths 1 to 3"
