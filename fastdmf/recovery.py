@@ -392,6 +392,8 @@ def recover(
         # The mean of the squares is 1 from here on, so that no constant depends on the unit of y.
         power = np.ldexp(1.0, np.frexp(np.abs(y).max())[1] - 1)  # exact, and squares stay in range
         scale = float(power * np.sqrt(np.mean((y / power) ** 2)))
+        if scale < np.finfo(np.float64).tiny:
+            raise ValueError(f"y is too small, its values reach {np.abs(y).max():.3g} at most: scale it up")
         data = Measurements(operator, y / scale, weights, backend)
         phases = {"auto": (_SCHEDULES[0], None, *_SCHEDULES[1:]), True: (None,), False: _SCHEDULES}[noise]
         if effort == "high" and noise is not True:

@@ -501,6 +501,13 @@ def test_depths_and_widths_that_no_imputer_has(solver, setting, said):
         fastdmf.DMFImputer(solver=solver, **setting).fit(np.random.default_rng(0).standard_normal((12, 4)))
 
 
+def test_recovery_of_what_is_next_to_nothing():
+    X = np.random.default_rng(0).choice([0.0, np.nan], (12, 4), p=[0.8, 0.2])
+    X[0, 0] = 5e-324
+    with pytest.raises(ValueError, match="y is too small, its values reach .* at most: scale it up"):
+        fastdmf.DMFImputer(solver="recovery", random_state=0).fit(X)
+
+
 def test_a_start_that_is_too_far_away():
     """No warning of NumPy's; the status says it."""
     rng = np.random.default_rng(0)
