@@ -525,23 +525,7 @@ class DMFImputer(CallbackSupportMixin, OneToOneFeatureMixin, TransformerMixin, B
     def _fit_rows(self, parts, z, seen, held_out, seed, dtype):
         """Return the :class:`RowFit` of the solver asked for, or of the one that predicts held-out entries best.
 
-        Parameters
-        ----------
-        parts : Parts
-            Of the fit.
-        z : ndarray of shape (n, p), float64
-            The table in units of the fit, zeros in the holes, without empty columns.
-        seen : ndarray of bool, shape (n, p)
-        held_out : ndarray of int or None
-            Indices of observed entries in row-major order.
-        seed : int
-        dtype : numpy dtype
-            Of the fit.
-
-        Raises
-        ------
-        TrialInterrupted
-            On Ctrl-C before there is a choice.
+        Parameters, and what is raised, as of :func:`choose_fit`.
         """
         descent = partial(fit_descent, self, parts, z, seen, held_out, dtype, columns=~self._empty, seed=seed)
         computed = {"device": self.device, "n_threads": self.n_threads}
