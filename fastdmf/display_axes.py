@@ -27,6 +27,7 @@ _NAMES = {
 
 
 def load_pyplot():
+    """Return matplotlib's pyplot; an ImportError says how to get it."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -65,4 +66,5 @@ def scale_of(values):
 
 
 def name_of(column):
+    """Return what an axis or a legend calls a column of a table, or a number of a history."""
     return _NAMES.get(column, str(column).replace("_", " "))

@@ -24,6 +24,7 @@ __all__ = [
 
 
 def history_of(solution):
+    """Return the history of what ``fastdmf.solve`` returns; a TypeError says that of anything else."""
     history = getattr(solution, "history", None)
     if history is None:
         raise TypeError(f"solution must be what fastdmf.solve returns, got {type(solution).__name__}")

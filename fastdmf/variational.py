@@ -121,7 +121,8 @@ def vbmf(
     Parameters
     ----------
     mask : EntryMask or EntryShards
-        Where the entries are; or entries on disk, of which only a block at a time is in memory.
+        Where the entries are; or entries on disk, of which only a block at a time is in memory. Also
+        ``held_entries.HeldEntries``, which stand for a mask and its values.
     y : array of shape (m,)
         Values of the entries, float32 or float64. Shards hold their own.
     weights : array of shape (m,), optional
@@ -188,7 +189,8 @@ def vbmf(
     """
     backend, home = get_backend(device, y), y  # factors go where the data came from
     stored = isinstance(mask, EntryShards)
-    if not isinstance(mask, (EntryMask, EntryShards, HeldEntries)):
+    held = isinstance(mask, HeldEntries)
+    if not isinstance(mask, (EntryMask, EntryShards)) and not held:
         raise TypeError(
             f"mask must be an EntryMask or EntryShards, got {type(mask).__name__}: solve(...) serves other operators"
         )
@@ -196,7 +198,9 @@ def vbmf(
         raise ValueError(f"on_failure must be 'warn' or 'ignore', got {on_failure!r}")
     if stored:
         _refuse_beside_shards(y, weights, implicit_features)
-    elif y is None and isinstance(mask, EntryMask):
+    elif held and not (y is weights is dtype is None):
+        raise ValueError("y, weights and dtype must be None with HeldEntries, which have theirs")
+    elif y is None and not held:
         raise TypeError("y is missing: an EntryMask needs the values of its entries")
     check_number("tol", tol, 0, closed=True)
     check_count("n_init", n_init)
@@ -224,9 +228,9 @@ def vbmf(
             mean, dtype, parts = mask.mean, rows.dtype, ("shards", mask.digest, rows.dtype.str)
             entries = _Entries(backend, rows, lambda: columns, mask.shape[1], dtype, _SUBSET_OF_SHARDS)
         else:
-            held = mask if isinstance(mask, HeldEntries) else HeldEntries(mask, y, weights=weights, dtype=dtype)
-            mean, parts = held.mean, held.parts
-            entries = _Entries(backend, held.rows, held.columns, mask.shape[1], held.dtype)
+            given = mask if held else HeldEntries(mask, y, weights=weights, dtype=dtype)
+            mean, parts = given.mean, given.rows.arrays()
+            entries = _Entries(backend, given.rows, given.columns, mask.shape[1], given.dtype)
         fits, ends, stopped = [], [], None
         with Interrupt() as interrupt:
             for k in range(n_init):
@@ -251,10 +255,10 @@ def vbmf(
                     process.prefer_biases(*limits)
                 fits.append(process)
                 ends.append((status, int(n_iter[0]), history))
-                if interrupt.seen:
-                    stopped = Status.INTERRUPTED
-                if stopped is not None:
+                if stopped is not None or interrupt.seen:
                     break
+        if interrupt.seen:  # wherever it was: none is lost
+            stopped = Status.INTERRUPTED
         best = max(range(len(fits)), key=lambda k: fits[k].evidence)
         status, n_iter, history = ends[best]
         if stopped is not None:

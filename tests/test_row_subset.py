@@ -171,3 +171,6 @@ def test_held_entries_are_mask_and_values():
         expected = vbmf(mask, y, weights=w, **options)
         solution = vbmf(HeldEntries(mask, y, weights=w), **options)
         assert np.array_equal(solution.matrix(), expected.matrix()) and solution.mean == expected.mean
+    for beside in ({"y": y}, {"weights": weights}, {"dtype": "float32"}):
+        with pytest.raises(ValueError, match="must be None with HeldEntries"):
+            vbmf(HeldEntries(mask, y), **beside)

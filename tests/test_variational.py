@@ -8,6 +8,7 @@ import pytest
 from scipy.sparse import csr_array
 
 import fastdmf
+from fastdmf import variational
 from fastdmf.alternating import Sweeps, balancing_rotations
 from fastdmf.backend import get_backend
 from fastdmf.engine import SolveWarning, Status
@@ -444,6 +445,15 @@ def test_ctrl_c_among_several_starts_keeps_those_that_are_done(monkeypatch, plac
     assert press.count == press.at
     assert len(solution.fits) == 1
     assert np.array_equal(solution.matrix(), first.matrix())
+
+
+def test_ctrl_c_behind_the_last_rival_is_not_lost(monkeypatch):
+    mask, y, _ = ratings(200, 150, 3_000, 2, 0.5)
+    whole = vbmf(mask, y, random_state=0)
+    with monkeypatch.context() as patch:
+        Press(patch, variational._Fit, "prefer_biases", 1)
+        solution = interrupted(mask, y)
+    assert np.array_equal(solution.matrix(), whole.matrix()) and solution.n_iter == whole.n_iter
 
 
 def test_a_second_ctrl_c_raises(monkeypatch):
