@@ -10,11 +10,10 @@ out.
 
 import numpy as np
 
-__all__ = ["COLORS", "MARKERS", "axes_of", "draw_legend", "label_axes", "load_pyplot", "name_of", "scale_of"]
+__all__ = ["COLORS", "axes_of", "draw_legend", "label_axes", "load_pyplot", "name_of", "scale_of"]
 
 # Okabe and Ito's colours, told apart with any kind of colour vision, without the yellow that white swallows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^DvPX"
 # Settings get a logarithmic axis where they span the first factor and the last step is the second times the first one.
 _SPAN, _GROWTH = 10.0, 4.0
 _NAMES = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdmf.checks import check_number
-from fastdmf.display_axes import COLORS, MARKERS, axes_of, draw_legend, label_axes, name_of, scale_of
+from fastdmf.display_axes import COLORS, axes_of, draw_legend, label_axes, name_of, scale_of
 from fastdmf.display_records import (
     check_same_length,
     clock_of,
@@ -19,6 +19,7 @@ from fastdmf.display_records import (
 
 __all__ = ["Curve", "EffectiveRankDisplay", "ErrorDisplay"]
 
+_MARKERS = "os^DvPX"
 _MARKED = 25  # curves of no more points than this show them
 
 
@@ -165,7 +166,7 @@ class _Curves:
         for k, curve in enumerate(self.curves, start=len(ax.lines)):
             style = {"color": COLORS[k % len(COLORS)], "linewidth": 1.8, "label": curve.label}
             if curve.x.size <= _MARKED:
-                style |= {"marker": MARKERS[k % len(MARKERS)], "markersize": 5}
+                style |= {"marker": _MARKERS[k % len(_MARKERS)], "markersize": 5}
             (line,) = ax.plot(curve.x, curve.median, **(style | kwargs))
             self.lines_.append(line)
             if curve.spread:
